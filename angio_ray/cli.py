@@ -1,0 +1,274 @@
+"""The command line. Each command parses, calls one library function and turns its outcome into an exit code.
+
+Generated from the same typed configs that the Python API takes. Heavy packages are imported by the command that needs them.
+Exit codes: 0 done; 1 not finished, rerun; 2 bad arguments, key, bundle or config; 3 done, with rejects; 4 another driver
+holds the run; 143 stopped by SIGTERM after committing what it had.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Literal
+
+from cyclopts import App, CycloptsError, Parameter
+from rich.console import Console
+
+from angio_ray import __version__
+from angio_ray.scoring.config import IndexConfig, ScoreConfig
+
+app = App(
+    name="angio-ray",
+    version=__version__,
+    help="Batch scoring of coronary angiograms: DICOM -> Ray -> Delta -> SQL. Research use only.",
+    help_format="plaintext",
+)
+tables_app = App(name="tables", help="Maintain the tables: compact, vacuum, upgrade.")
+app.command(tables_app)
+
+Config = Parameter(name="*")
+Tables = Annotated[str, Parameter(help="Folder or s3:// prefix of the Delta tables.")]
+Clips = Annotated[str | None, Parameter(help="Root of `clips` and `manifests`, when it is another one.")]
+
+
+@app.command
+def score(config: Annotated[ScoreConfig, Config]) -> int:
+    """Score every clip of a folder or bucket; the same command again resumes."""
+    from angio_ray.scoring.run import score as run_score
+
+    summary = run_score(config)
+    say = Console(stderr=True, highlight=False, soft_wrap=True)
+    counts = ", ".join(f"{n:,} {status}" for status, n in sorted(summary.statuses.items())) or "no rows"
+    say.print(f"run {summary.run_id}: {counts} ({summary.written:,} rows written now, {summary.seconds:.0f} s)")
+    for reason, n in summary.reasons.most_common():
+        say.print(f"  rejected {n:,}: {reason}")
+    return summary.exit_code
+
+
+@app.command
+def index(config: Annotated[IndexConfig, Config]) -> int:
+    """Put the header facts of every object into `clips`, reading header bytes only."""
+    from angio_ray.scoring.index import index as run_index
+
+    summary = run_index(config)
+    Console(stderr=True, highlight=False, soft_wrap=True).print(
+        f"{summary.written:,} objects indexed, {summary.known:,} known before, "
+        f"{summary.rejected:,} with a reason in place of header facts ({summary.seconds:.0f} s)"
+    )
+    return 3 if summary.rejected else 0
+
+
+@app.command
+def sql(
+    query: str,
+    *,
+    tables: Tables,
+    clips: Clips = None,
+    format: Literal["table", "csv", "json", "parquet"] = "table",
+    out: Path | None = None,
+) -> int:
+    """Query the tables and the ready-made views.
+
+    Parameters
+    ----------
+    query:
+        SQL of DuckDB. `SHOW TABLES` lists tables and views.
+    format:
+        How the result is written.
+    out:
+        File for the result. Default: standard output (parquet needs a file).
+    """
+    from angio_ray.tables import sql as engine
+
+    with engine.connect(_root(tables, clips)) as connection:
+        engine.write_result(engine.query(connection, query), format, out)
+    return 0
+
+
+@app.command
+def phantom(out: str, *, patients: int = 6, seed: int = 0, size: int = 512, frames: tuple[int, int] = (60, 120)) -> int:
+    """Make synthetic clips with known truth: DICOM files and labels.parquet.
+
+    Parameters
+    ----------
+    out:
+        Folder for the clips.
+    patients:
+        How many patients, each with one study of several clips of both classes.
+    seed:
+        The same seed gives the same bytes.
+    size:
+        Rows and columns, px.
+    frames:
+        Fewest and most frames of a clip.
+    """
+    from angio_ray.phantom import generate
+
+    labels = generate(out, patients=patients, seed=seed, size=size, frames=frames)
+    Console(stderr=True, highlight=False).print(f"{len(labels):,} synthetic clips of {patients} patients in {out}")
+    return 0
+
+
+@app.command
+def demo(*, out: Path = Path("demo")) -> int:
+    """Make a few dozen synthetic clips, score them, and ask the tables by SQL.
+
+    Parameters
+    ----------
+    out:
+        Folder for clips and tables. It may hold an earlier demo, which is then resumed.
+    """
+    from angio_ray.demo import demo as run_demo
+
+    return run_demo(out)
+
+
+@app.command
+def models(*, clips: int = 8, nets: str = "all") -> int:
+    """Cost of the quality nets here, beside the paper's table: parameters, GMAC, ms per clip, frames/s.
+
+    Parameters
+    ----------
+    clips:
+        Clips that each net is timed on.
+    nets:
+        Names with commas between, or all.
+    """
+    from angio_ray.models.cost import cost_table, render
+
+    render(cost_table(None if nets == "all" else nets.split(","), clips=clips))
+    return 0
+
+
+@app.command
+def doctor(*, uri: str | None = None) -> int:
+    """What is installed and what it can do here: processors, GPUs, codecs with their speed, storage, Ray.
+
+    Parameters
+    ----------
+    uri:
+        Folder or bucket to reach.
+    """
+    from angio_ray.doctor import doctor as run_doctor
+
+    return run_doctor(uri)
+
+
+@app.command
+def compare(run_a: str, run_b: str, *, tables: Tables, task: str = "quality", plot: Path | None = None) -> int:
+    """The same clips under two runs: flips, differences of the scores, a plot.
+
+    Parameters
+    ----------
+    run_a, run_b:
+        The runs.
+    task:
+        Whose scores.
+    plot:
+        PNG file for a scatter of the scores.
+    """
+    from angio_ray.evaluation.compare import compare as run_compare
+
+    return run_compare(_root(tables, None), run_a, run_b, task=task, plot=plot)
+
+
+@tables_app.command
+def compact(*, tables: Tables, clips: Clips = None, run: str | None = None) -> int:
+    """Rewrite finished runs into few files, each in one commit that changes no row.
+
+    Parameters
+    ----------
+    run:
+        Only this run. Default: all finished ones.
+    """
+    from angio_ray.tables.maintenance import compact as run_compact
+
+    for line in run_compact(_root(tables, clips), run):
+        print(line)
+    return 0
+
+
+@tables_app.command
+def vacuum(*, tables: Tables, clips: Clips = None, hours: int = 168, dry_run: bool = True) -> int:
+    """Delete files that no version of the last hours refers to.
+
+    Parameters
+    ----------
+    hours:
+        Age below which nothing is deleted; at least 168.
+    dry_run:
+        Only list what would go.
+    """
+    from angio_ray.tables.maintenance import vacuum as run_vacuum
+
+    for line in run_vacuum(_root(tables, clips), hours=hours, dry_run=dry_run):
+        print(line)
+    return 0
+
+
+@tables_app.command
+def upgrade(*, tables: Tables, clips: Clips = None) -> int:
+    """Bring the tables to this version's schemas: adds columns, changes none."""
+    from angio_ray.tables.maintenance import upgrade as run_upgrade
+
+    for line in run_upgrade(_root(tables, clips)):
+        print(line)
+    return 0
+
+
+def _root(tables: str, clips: str | None):  # type: ignore[no-untyped-def]
+    from angio_ray.storage import Storage
+    from angio_ray.tables.root import TableRoot
+
+    return TableRoot(Storage(tables), Storage(clips) if clips else None)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns its exit code. What the user can mend is one line on standard error, never a traceback."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("angio_ray").setLevel(logging.INFO)
+    warnings.filterwarnings("ignore", category=FutureWarning)  # of the packages below; nothing a user can mend
+    try:
+        return int(
+            app(
+                list(sys.argv[1:] if argv is None else argv),
+                exit_on_error=False,
+                print_error=False,
+                result_action="return_value",
+            )
+            or 0
+        )
+    except CycloptsError as error:
+        return _complain(str(error), 2)
+    except _user_errors() as error:
+        return _complain(str(error), getattr(error, "exit_code", 2))
+    except KeyboardInterrupt:
+        return _complain("interrupted", 130)
+
+
+def job(argv: Sequence[str]) -> int:
+    """As `main`, for `ray job submit`: 0 where the run is done, rejects or not, since a job counts any other code as failed."""
+    code = main(argv)
+    return 0 if code == 3 and "--strict" not in argv else code
+
+
+def _complain(message: str, code: int) -> int:
+    print(f"angio-ray: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def _user_errors() -> tuple[type[Exception], ...]:
+    """Exceptions whose text is meant for the user."""
+    from angio_ray.pseudonyms import PatientMapError, PseudonymKeyError
+    from angio_ray.scoring.config import ConfigError, RunError
+    from angio_ray.storage import StorageUnavailable
+    from angio_ray.tables.root import TablesError
+
+    return RunError, ConfigError, StorageUnavailable, PseudonymKeyError, PatientMapError, TablesError
+
+
+if __name__ == "__main__":
+    sys.exit(main())

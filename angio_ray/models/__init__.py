@@ -1,0 +1,34 @@
+"""The models: which nets there are (NETS) and which tasks the pipeline can score (TASKS). Knows no Ray, files or tables.
+
+To add a task (stenosis, calcium, ...):
+
+1. Write `angio_ray/models/<task>.py`: its nets as a dict of `NetSpec`, and a scorer class with `task`, `windows`,
+   `__init__(bundle, backend, *, num_threads)` and `__call__({window name: uint8 (B, T, H, W)}) -> {column: array of B}`
+   (`interface.Scorer`; `quality.QualityScorer` is one). `backends.make_runner` compiles a module for the chosen backend.
+2. Add one entry to TASKS below, after quality if the quality gate is to come first, and merge its nets into NETS.
+
+Nothing else changes: bundles, the choice of the backend and the pipeline read these two dicts, and `schemas/scores.json` has
+the columns of stenosis and calcium already. `tests/models/test_registry.py` then checks the new entry as it does the others.
+"""
+
+from __future__ import annotations
+
+from angio_ray.models import quality
+from angio_ray.models.interface import NetSpec, PaperFigures, Scorer, TaskSpec
+
+NETS: dict[str, NetSpec] = {**quality.NETS}
+"""Architectures by the name that bundles use."""
+
+TASKS: dict[str, TaskSpec] = {
+    "quality": TaskSpec(
+        name="quality",
+        scorer=quality.QualityScorer,
+        windows=lambda bundle: (bundle.window,),
+        columns=quality.COLUMNS,
+        classes=quality.CLASSES,
+        gate_column="quality_satisfactory",
+    ),
+}
+"""Tasks in the order in which a clip goes through them."""
+
+__all__ = ["NETS", "TASKS", "NetSpec", "PaperFigures", "Scorer", "TaskSpec"]

@@ -1,0 +1,356 @@
+"""What runs the models: torch or OpenVINO, float32 or bfloat16, processor or CUDA. Chosen by measurement, checked for parity.
+
+A runner takes uint8 frames and returns float32 probabilities; normalisation is inside the compiled graph. Knows no task.
+Nothing compiled is ever pickled: a `BackendChoice` travels, and each actor compiles from it.
+
+Shapes: B clips, T frames, H x W pixels, K classes.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+import time
+import warnings
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+
+from angio_ray.sampling import ClipWindow
+
+if TYPE_CHECKING:
+    import openvino
+
+    from angio_ray.models.bundles import Bundle
+    from angio_ray.models.classifier import Ensemble
+
+log = logging.getLogger(__name__)
+
+Backend = Literal["torch", "openvino"]
+Precision = Literal["float32", "bfloat16"]
+Device = Literal["cpu", "cuda"]
+Runner = Callable[[np.ndarray], np.ndarray]
+"""uint8 (B, T, H, W) -> float32 (B, K); any B. One thread at a time."""
+
+MAX_DIFFERENCE = 0.02
+"""Largest difference of any probability from float32 torch at which a backend may be used."""
+
+_WORTH = 0.9
+"""A less exact or less plain choice must need less than this share of the other's time, so that noise decides nothing."""
+_PASS_S = 3.0
+"""Rough time of one pass of the reference: the batch shrinks for heavy nets until it fits."""
+_PARITY_CLIPS = 4
+_HOPELESS = 2.0
+"""A candidate slower than this multiple of the best so far on two clips is not timed on a whole batch."""
+_CPU_CHUNK = 2
+"""Clips that torch takes at once on a processor: larger batches fall out of the caches (X3D-S, bfloat16 channels-last, two
+Zen 5 cores: 33 ms a clip by twos, 60 by eights). OpenVINO does not care."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class BackendChoice:
+    """How models run in a whole run, on all nodes; part of the run's configuration."""
+
+    backend: Backend = "torch"
+    precision: Precision = "float32"
+    device: Device = "cpu"
+    channels_last: bool = False
+    """torch only: kernels and activations with the channels innermost."""
+
+    def __str__(self) -> str:
+        place = f" on {self.device}" if self.device != "cpu" else ""
+        return f"{self.backend} {self.precision}{' channels-last' if self.channels_last else ''}{place}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Measurement:
+    """One candidate as measured on this machine, all bundles together."""
+
+    choice: BackendChoice
+    ms_per_clip: float
+    """Best pass; infinite when it could not run."""
+    max_difference: float
+    """Largest difference of a probability from float32 torch."""
+    fault: str | None = None
+    """Why it cannot be used."""
+
+
+def bf16_units() -> tuple[str, ...]:
+    """The processor's units for bfloat16, of amx_bf16, avx512_bf16, bf16 (Arm); empty where none is known."""
+    try:
+        text = Path("/proc/cpuinfo").read_text("utf-8", "replace")
+    except OSError:
+        return ()
+    line = next((li for li in text.splitlines() if li.lower().startswith(("flags", "features"))), "")
+    flags = set(line.partition(":")[2].split())
+    return tuple(u for u in ("amx_bf16", "avx512_bf16", "bf16") if u in flags)
+
+
+def unsupported(choice: BackendChoice) -> str | None:
+    """Why this machine cannot run `choice`, in one line; None when it can (bfloat16 without units runs, slowly)."""
+    if choice.backend == "openvino":
+        if choice.device != "cpu":
+            return "OpenVINO is used on processors only"
+        if importlib.util.find_spec("openvino") is None:
+            return "OpenVINO is not installed (pip install 'angio-ray[openvino]')"
+    elif choice.device == "cuda":
+        import torch
+
+        if not torch.cuda.is_available():
+            return "torch sees no CUDA device"
+    return None
+
+
+def make_runner(ensemble: Ensemble, window: ClipWindow, choice: BackendChoice, *, num_threads: int = 1) -> Runner:
+    """Compile `ensemble` for `choice`. ValueError, in one line, when this machine cannot run it.
+
+    `num_threads` bounds the processor threads of one call; with torch it is set for the whole process.
+    """
+    if why := unsupported(choice):
+        raise ValueError(why)
+    if choice.backend == "openvino":
+        model = _openvino_model(ensemble, window)
+        return openvino_runner(model, precision=choice.precision, num_threads=num_threads)
+    return torch_runner(ensemble, choice, num_threads=num_threads)
+
+
+def torch_runner(ensemble: Ensemble, choice: BackendChoice, *, num_threads: int = 1) -> Runner:
+    """Run with torch in inference mode; bfloat16 by autocast. Takes the module over (moves it to the device)."""
+    import torch
+
+    torch.set_num_threads(num_threads)
+    module = ensemble.eval().to(choice.device)
+    if choice.channels_last:
+        kernels = torch.channels_last_3d if ensemble.layout == "BCTHW" else torch.channels_last
+        for member in ensemble.members:
+            member.net.to(memory_format=kernels)
+
+    def run(x_BTHW: np.ndarray) -> np.ndarray:
+        chunk = _CPU_CHUNK if choice.device == "cpu" else max(1, len(x_BTHW))
+        autocast = torch.autocast(choice.device, dtype=torch.bfloat16, enabled=choice.precision == "bfloat16")
+        with torch.inference_mode(), autocast, _quiet():
+            clips = torch.from_numpy(np.require(x_BTHW, np.uint8, ("C", "W")))
+            if choice.device == "cuda":
+                clips = clips.pin_memory().to("cuda", non_blocking=True)
+            probabilities: np.ndarray = torch.cat([module(part).float() for part in clips.split(chunk)]).cpu().numpy()
+        return probabilities
+
+    return run
+
+
+def openvino_runner(model: openvino.Model, *, precision: Precision, num_threads: int = 1) -> Runner:
+    """Compile a converted model for the processor, any batch size, one stream of `num_threads` threads."""
+    import openvino
+
+    compiled = openvino.Core().compile_model(model, "CPU", {
+        "INFERENCE_PRECISION_HINT": "bf16" if precision == "bfloat16" else "f32",
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": 1,
+        "INFERENCE_NUM_THREADS": num_threads,
+        # Pinned threads of several actors on one node would all sit on its first processors.
+        "ENABLE_CPU_PINNING": False,
+    })
+    request = compiled.create_infer_request()
+
+    def run(x_BTHW: np.ndarray) -> np.ndarray:
+        result = request.infer([np.require(x_BTHW, np.uint8, "C")], share_inputs=True)
+        return np.array(result[0], dtype=np.float32)
+
+    return run
+
+
+def measure_backends(
+    bundles: Sequence[Bundle],
+    choices: Sequence[BackendChoice],
+    *,
+    num_threads: int = 1,
+    batch_size: int = 8,
+    clips: np.ndarray | None = None,
+) -> list[Measurement]:
+    """Compare each choice with float32 torch on the processor, and time it, on the same clips.
+
+    What is several times slower than the best so far is timed on two clips only.
+
+    Parameters
+    ----------
+    bundles
+        All that the run will use; times are summed, the largest difference counts.
+    batch_size
+        As in the run. Heavy nets are measured with fewer clips, so that a pass takes a few seconds.
+    clips
+        uint8 (B, T, H, W) of the bundles' common window. Default: made up, half noise and half moving dark lines.
+    """
+    totals = dict.fromkeys(choices, 0.0)
+    differences = dict.fromkeys(choices, 0.0)
+    faults: dict[BackendChoice, str] = {}
+    for bundle in bundles:
+        probe = probe_clips(bundle.window, batch_size) if clips is None else clips
+        plain = torch_runner(bundle.ensemble(), BackendChoice(), num_threads=num_threads)
+        started = time.perf_counter()
+        expected = plain(probe[:_PARITY_CLIPS])
+        reference_s = (time.perf_counter() - started) / len(expected)
+        probe = probe[: max(len(expected), int(_PASS_S / reference_s))]
+        best_s = float("inf")
+        converted: openvino.Model | None = None
+        for choice in reversed(choices):  # the likely fastest first, so that the slow ones are soon seen to be slow
+            if choice in faults:
+                continue
+            try:
+                if choice.backend == "openvino" and unsupported(choice) is None:
+                    converted = converted or _openvino_model(bundle.ensemble(), bundle.window)
+                    run = openvino_runner(converted, precision=choice.precision, num_threads=num_threads)
+                else:
+                    run = make_runner(bundle.ensemble(), bundle.window, choice, num_threads=num_threads)
+                difference = float(np.abs(run(probe[: len(expected)]) - expected).max())
+                clip_s = _seconds(run, probe[:2])
+                if clip_s < _HOPELESS * best_s and len(probe) > 2:
+                    run(probe)
+                    clip_s = min(_seconds(run, probe), _seconds(run, probe))
+            except (ValueError, RuntimeError, ImportError) as error:
+                log.debug("%s cannot run", choice, exc_info=True)
+                faults[choice] = str(error).partition("\n")[0][:200] or type(error).__name__
+                continue
+            totals[choice] += clip_s * 1000
+            best_s = min(best_s, clip_s)
+            differences[choice] = max(differences[choice], difference)
+            if not difference <= MAX_DIFFERENCE:  # NaN fails too
+                faults[choice] = f"its probabilities differ from float32 by up to {difference:.3g} ({bundle.task})"
+    return [
+        Measurement(choice=c, ms_per_clip=float("inf") if c in faults else totals[c], max_difference=differences[c],
+                    fault=faults.get(c))
+        for c in choices
+    ]
+
+
+def choose_backend(
+    bundles: Sequence[Bundle],
+    device: Device = "cpu",
+    requested: Literal["auto", "torch", "openvino"] = "auto",
+    *,
+    precision: Literal["auto", "float32", "bfloat16"] = "auto",
+    channels_last: bool | None = None,
+    num_threads: int = 1,
+    batch_size: int = 8,
+    clips: np.ndarray | None = None,
+) -> BackendChoice:
+    """Decide how a run's models are run: the fastest that passes the parity check, as measured where this is called.
+
+    Call it once per run, on a machine of the kind that will score (a Ray task with a GPU for `device="cuda"`), with the
+    threads and the batch of the run. What it chose and why is logged, and so is everything that was asked for and is not
+    used. A resumed run passes what it ran with before as `requested`, `precision` and `channels_last`.
+
+    ValueError, in one line, when what was requested cannot run here.
+    """
+    if device == "cuda" and (why := unsupported(BackendChoice(device="cuda"))):
+        raise ValueError(why)
+    if requested == "openvino" and (why := unsupported(BackendChoice(backend="openvino", device=device))):
+        raise ValueError(why)
+    wanted = [
+        c for c in _candidates(device)
+        if requested in ("auto", c.backend) and precision in ("auto", c.precision)
+        and (channels_last is None or c.channels_last == channels_last)
+    ]
+    if not wanted and precision == "bfloat16":  # asked for on a processor without units: slow, but it is asked for
+        wanted = [BackendChoice(backend="torch" if requested == "auto" else requested, precision="bfloat16", device=device,
+                                channels_last=bool(channels_last))]
+    if not wanted:
+        raise ValueError(f"no backend is {requested}, {precision} and channels_last={channels_last} on {device}")
+    measured = measure_backends(bundles, wanted, num_threads=num_threads, batch_size=batch_size, clips=clips)
+    for m in measured:
+        if m.fault:
+            log.warning("%s is not used: %s", m.choice, m.fault)
+        else:
+            log.info("%s: %.1f ms a clip, differs from float32 by %.1g", m.choice, m.ms_per_clip, m.max_difference)
+    best = _fastest(measured)
+    if best is None:
+        backend: Backend = "openvino" if requested == "openvino" else "torch"
+        fallback = [c for c in _candidates(device) if c.precision == "float32" and c.backend == backend and c not in wanted]
+        usable = _fastest(measure_backends(bundles, fallback, num_threads=num_threads, batch_size=batch_size, clips=clips))
+        if usable is None and backend == "openvino":
+            usable = Measurement(choice=BackendChoice(device=device), ms_per_clip=float("inf"), max_difference=0.0)
+        if usable is None:
+            raise ValueError(f"the models do not run with {backend} float32 on {device}")
+        log.warning("nothing that was asked for passes the parity check: %s is used instead", usable.choice)
+        best = usable
+    log.info("models run with %s", best.choice)
+    return best.choice
+
+
+def probe_clips(window: ClipWindow, count: int, *, seed: int = 0) -> np.ndarray:
+    """Clips that parity is checked on: uint8 (count, T, H, W), every second noise, the others dark lines that move on a shading.
+
+    They are no angiograms; they cover the grey range and the two extremes of texture.
+    """
+    rng = np.random.default_rng(seed)
+    size, num_frames = window.size, window.num_frames
+    clips = rng.integers(0, 256, (count, num_frames, size, size), dtype=np.uint8)
+    y, x = np.mgrid[0:size, 0:size].astype(np.float32) / size
+    for clip in clips[1::2]:
+        phase, bend, level = rng.uniform(0, 6.28, 4), rng.uniform(1, 4, 4), rng.uniform(90, 200)
+        for t in range(num_frames):
+            image = level + 50 * (x - 0.5) + 30 * np.cos(3 * y + phase[0])
+            filled = np.clip(2 * t / num_frames, 0, 1)
+            for p, b in zip(phase, bend, strict=True):
+                distance = np.abs(y - 0.5 - 0.35 * np.sin(b * x + p + 0.3 * np.sin(0.4 * t)))
+                image = image - 90 * filled * np.exp(-((distance * size / 2.5) ** 2))
+            clip[t] = np.clip(image + rng.normal(0, 4, image.shape), 0, 255)
+    return clips
+
+
+def _candidates(device: Device) -> list[BackendChoice]:
+    """What is worth measuring here, the plainest first."""
+    if device == "cuda":
+        return [
+            BackendChoice(device="cuda", precision=p, channels_last=c)
+            for p in ("float32", "bfloat16") for c in (False, True)  # type: ignore[misc]
+        ]
+    plain, last = BackendChoice(), BackendChoice(channels_last=True)
+    native = BackendChoice(backend="openvino")
+    choices = [plain, last] if unsupported(native) else [plain, last, native]
+    if bf16_units():
+        # Without channels-last, bfloat16 was slower than with it on every processor tried.
+        choices += [replace(c, precision="bfloat16") for c in choices if c is not plain]
+    return choices
+
+
+def _fastest(measured: Sequence[Measurement]) -> Measurement | None:
+    """The fastest usable one; a later (less plain) candidate must beat the best so far by a margin."""
+    best: Measurement | None = None
+    for m in measured:
+        if m.fault is None and (best is None or m.ms_per_clip < _WORTH * best.ms_per_clip):
+            best = m
+    return best
+
+
+def _seconds(run: Runner, clips: np.ndarray) -> float:
+    """Seconds a clip of one pass."""
+    started = time.perf_counter()
+    run(clips)
+    return (time.perf_counter() - started) / len(clips)
+
+
+def _openvino_model(ensemble: Ensemble, window: ClipWindow) -> openvino.Model:
+    """OpenVINO's form of the module, for any batch size (seconds for X3D-S, most of it in OpenVINO's frontend)."""
+    import openvino
+    import torch
+
+    shape = (window.num_frames, window.size, window.size)
+    example = torch.zeros((1, *shape), dtype=torch.uint8)
+    with torch.inference_mode(), _quiet():
+        # Traced here: OpenVINO's own tracing runs the net three more times to check what the parity check does anyway.
+        traced = torch.jit.trace(ensemble.eval().cpu(), example, check_trace=False)
+        model = openvino.convert_model(traced, example_input=example)
+    model.reshape([-1, *shape])
+    return model
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the tracers' and autocast's warnings, which no user can act on."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield

@@ -1,0 +1,76 @@
+"""A net with its normalisation inside: grey uint8 frames in, class probabilities out.
+
+Training, scoring and export share this one module, so that none can normalise differently. Knows no task.
+
+Shapes: B clips, T frames, C channels (3), H x W pixels, K classes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from angio_ray.models.interface import NetSpec
+
+Triple = tuple[float, float, float]
+
+KINETICS_MEAN: Triple = (0.45, 0.45, 0.45)
+KINETICS_STD: Triple = (0.225, 0.225, 0.225)
+"""pytorchvideo's X3D normalisation; the default of all nets, equal in all channels since the frames are grey."""
+
+
+class ClipClassifier(nn.Module):
+    """`spec`'s net behind (x / 255 - mean) / std on grey frames that are repeated to three channels.
+
+    `net` holds all weights (bundles store `net.state_dict()`); normalisation has none.
+    """
+
+    def __init__(
+        self, spec: NetSpec, *, mean: Triple = KINETICS_MEAN, std: Triple = KINETICS_STD, net: nn.Module | None = None
+    ) -> None:
+        super().__init__()
+        self.layout = spec.layout
+        self.net = spec.build() if net is None else net
+        # Explicit device: these stay real when the net is built on the meta device.
+        scale = torch.tensor([1.0 / (255.0 * s) for s in std], device="cpu")
+        shift = torch.tensor([-m / s for m, s in zip(mean, std, strict=True)], device="cpu")
+        self.register_buffer("scale", scale.reshape(1, 3, 1, 1, 1), persistent=False)
+        self.register_buffer("shift", shift.reshape(1, 3, 1, 1, 1), persistent=False)
+
+    def logits(self, x_BTHW: Tensor) -> Tensor:
+        """Logits (B, K) of grey frames (B, T, H, W), uint8 or float, both in 0..255.
+
+        For 2D nets these are the logarithms of the frames' mean probabilities, so that softmax and cross entropy
+        treat all nets alike.
+        """
+        x_BCTHW = x_BTHW.to(torch.float32).unsqueeze(1) * self.scale + self.shift
+        if self.layout == "BCTHW":
+            logits_BK: Tensor = self.net(x_BCTHW)
+            return logits_BK
+        num_frames = x_BTHW.shape[1]
+        frames = x_BCTHW.transpose(1, 2).flatten(0, 1)  # (B*T, C, H, W)
+        log_p_BTK = torch.log_softmax(self.net(frames).float(), dim=-1).unflatten(0, (-1, num_frames))
+        return torch.logsumexp(log_p_BTK, dim=1) - math.log(num_frames)
+
+    def forward(self, x_BTHW: Tensor) -> Tensor:
+        """Class probabilities (B, K), float32."""
+        return torch.softmax(self.logits(x_BTHW).float(), dim=-1)
+
+
+class Ensemble(nn.Module):
+    """The mean of several classifiers' probabilities (of one is that one's)."""
+
+    def __init__(self, members: Sequence[ClipClassifier]) -> None:
+        super().__init__()
+        if not members:
+            raise ValueError("an ensemble needs at least one member")
+        self.members = nn.ModuleList(members)
+        self.layout = members[0].layout
+
+    def forward(self, x_BTHW: Tensor) -> Tensor:
+        """Class probabilities (B, K), float32, of grey frames (B, T, H, W), uint8."""
+        probabilities = [member(x_BTHW) for member in self.members]
+        return torch.stack(probabilities).mean(dim=0) if len(probabilities) > 1 else probabilities[0]

@@ -1,0 +1,87 @@
+"""What each net costs: parameters, GMAC and time a clip on this machine, beside the paper's figures.
+
+GMAC are counted by ptflops 0.7.5 with `backend="pytorch"`, the way that gives the paper's table; the aten backend does not.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from angio_ray.models import NETS, NetSpec
+from angio_ray.models.backends import BackendChoice, make_runner, probe_clips
+from angio_ray.models.classifier import ClipClassifier, Ensemble
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class CostRow:
+    """One net: counted, measured here (None when not asked for), and as the paper states."""
+
+    net: str
+    params_m: float
+    gmac: float
+    ms_per_clip: float | None
+    frames_per_s: float | None
+    """Frames that the net sees (16 or 4 a clip), by the time above."""
+    paper_params_m: float
+    paper_gmac: float
+    paper_ms_per_clip: float
+    paper_frames_per_s: float
+
+
+def count(spec: NetSpec) -> tuple[int, float]:
+    """Parameters and multiply-accumulates of one forward pass at `spec.cost_input`.
+
+    A clip of a 2D net costs one such pass for each frame.
+    """
+    import torch
+    from ptflops import get_model_complexity_info
+
+    with torch.device("meta"):  # shapes suffice: no weights are made, no pass is computed
+        net = spec.build().eval()
+    macs, params = get_model_complexity_info(
+        net, spec.cost_input, as_strings=False, print_per_layer_stat=False, verbose=False, backend="pytorch"
+    )
+    if macs is None or params is None:
+        raise RuntimeError(f"ptflops could not count {spec.name}")
+    return int(params), float(macs)
+
+
+def cost_table(
+    names: Sequence[str] | None = None,
+    *,
+    choice: BackendChoice | None = None,
+    num_threads: int = 1,
+    batch_size: int = 1,
+) -> list[CostRow]:
+    """One row a net (default: all).
+
+    With `choice` each net also runs on that backend, at its own window and with initial weights, on `batch_size` clips:
+    once to warm up, then up to three times within about two seconds; the best pass counts. Without, no time is measured.
+    """
+    rows = []
+    for name in names or NETS:
+        spec = NETS[name]
+        params, macs = count(spec)
+        seconds = None if choice is None else _seconds_per_clip(spec, choice, num_threads, batch_size)
+        rows.append(CostRow(
+            net=name, params_m=params / 1e6, gmac=macs / 1e9,
+            ms_per_clip=None if seconds is None else seconds * 1000,
+            frames_per_s=None if seconds is None else spec.window.num_frames / seconds,
+            paper_params_m=spec.paper.params_m, paper_gmac=spec.paper.gmac,
+            paper_ms_per_clip=spec.paper.ms_per_clip, paper_frames_per_s=spec.paper.frames_per_s,
+        ))
+    return rows
+
+
+def _seconds_per_clip(spec: NetSpec, choice: BackendChoice, num_threads: int, batch_size: int) -> float:
+    run = make_runner(Ensemble([ClipClassifier(spec)]), spec.window, choice, num_threads=num_threads)
+    clips = probe_clips(spec.window, batch_size)
+    run(clips)
+    times: list[float] = []
+    while not times or (len(times) < 3 and sum(times) < 2.0):
+        started = time.perf_counter()
+        run(clips)
+        times.append(time.perf_counter() - started)
+    return min(times) / batch_size

@@ -1,0 +1,83 @@
+"""What a net and a task have to say about themselves, so that bundles, backends and the pipeline need no more.
+
+Types only: knows no architecture, no file format, no Ray. The entries are in `angio_ray.models` (NETS, TASKS).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal, Protocol
+
+import numpy as np
+
+from angio_ray.sampling import ClipWindow
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from angio_ray.models.backends import BackendChoice
+    from angio_ray.models.bundles import Bundle
+
+Layout = Literal["BCTHW", "BTCHW-mean"]
+"""How a net takes a clip: all frames as one volume, or frame by frame with its class probabilities averaged."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PaperFigures:
+    """What the net's paper states: parameters in millions, GMAC, ms a clip and frames/s (on a V100)."""
+
+    params_m: float
+    gmac: float
+    ms_per_clip: float
+    frames_per_s: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class NetSpec:
+    """One architecture: how it is built and what it sees."""
+
+    name: str
+    build: Callable[[], nn.Module]
+    """A fresh net of two classes that returns logits; must build on the meta device too (no data-dependent code)."""
+    window: ClipWindow
+    """The default input; a bundle may name another."""
+    layout: Layout
+    cost_input: tuple[int, ...]
+    """The input without batch at which the net has its paper's GMAC: (C, T, H, W), or (C, H, W) for one frame."""
+    paper: PaperFigures
+
+
+class Scorer(Protocol):
+    """A task's model, compiled and ready, inside a scoring actor. Built there: it is never pickled."""
+
+    task: str
+    windows: tuple[ClipWindow, ...]
+
+    def __call__(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """Score B clips: window name -> uint8 B,T,H,W in; column of `scores` -> array of length B out."""
+        ...
+
+
+class ScorerFactory(Protocol):
+    """A scorer's constructor."""
+
+    def __call__(self, bundle: Bundle, backend: BackendChoice, *, num_threads: int) -> Scorer:
+        """Build the nets, load the weights and compile."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class TaskSpec:
+    """One task of the pipeline: what it is fed, what computes it and which columns of `scores` it fills."""
+
+    name: str
+    scorer: ScorerFactory
+    windows: Callable[[Bundle], tuple[ClipWindow, ...]]
+    """The inputs that its bundle asks for; the driver hands them to the decode stage without building the model."""
+    columns: tuple[str, ...]
+    """What the scorer returns, beside `<task>_status` and `<task>_reason`, which the pipeline fills."""
+    classes: tuple[str, ...]
+    """Order of the net's outputs that its bundles must have; the last is the positive class."""
+    gate_column: str | None = None
+    """A boolean column; where it is false the clip stops here (`gated`) and the other tasks skip it."""

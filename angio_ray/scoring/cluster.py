@@ -1,0 +1,67 @@
+"""The Ray cluster of a run: joined where there is one, else started here and stopped after; do all its nodes see the clips?"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from angio_ray.scoring.config import RunError
+
+
+@contextmanager
+def ray_cluster() -> Iterator[Mapping[str, float]]:
+    """The resources of the cluster at RAY_ADDRESS (Ray sets it inside a job), else of one started on this machine."""
+    if ray.is_initialized():
+        yield ray.cluster_resources()
+        return
+    options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if address := os.environ.get("RAY_ADDRESS"):
+        options["address"] = address
+    else:
+        if "RAY_AUTH_MODE" not in os.environ:  # a private cluster takes a token of its own: none is written under HOME
+            os.environ["RAY_AUTH_MODE"] = "token"
+            os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+        memory = psutil.virtual_memory().total
+        shm = psutil.disk_usage("/dev/shm").free if Path("/dev/shm").is_dir() else memory
+        options |= {
+            "address": "local",
+            "include_dashboard": False,
+            "num_cpus": len(psutil.Process().cpu_affinity()),
+            "object_store_memory": int(max(100 << 20, min(2 << 30, memory // 5, shm // 2))),
+        }
+    try:
+        ray.init(**options)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise RunError(f"cannot reach the Ray cluster: {str(error).splitlines()[0]}", 2) from error
+    try:
+        yield ray.cluster_resources()
+    finally:
+        ray.shutdown()
+
+
+def check_nodes_see(path: str) -> None:
+    """RunError (2) unless every node of the cluster can read this local path: a folder of one machine is not shared storage."""
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    if len(nodes) < 2:
+        return
+    see = ray.remote(num_cpus=0)(lambda: os.access(path, os.R_OK))
+    seen = ray.get(
+        [
+            see.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote()
+            for node in nodes
+        ]
+    )
+    if not all(seen):
+        raise RunError(
+            f"{seen.count(False)} of {len(nodes)} nodes cannot read the clips' folder; use shared storage or s3://", 2
+        )

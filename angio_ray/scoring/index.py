@@ -1,0 +1,85 @@
+"""Header facts of every object into `clips`, reading header bytes only: no run, no models, a pass that later runs profit from."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import pyarrow as pa
+import ray
+
+from angio_ray.dicom.reader import Limits
+from angio_ray.scoring.cluster import check_nodes_see, ray_cluster
+from angio_ray.scoring.config import IndexConfig, RunError
+from angio_ray.scoring.crash_ledger import start_ledger
+from angio_ray.scoring.decode_stage import DecodeStage
+from angio_ray.scoring.pipeline import key_blocks, quiet_context
+from angio_ray.scoring.progress import Progress
+from angio_ray.scoring.rows import clip_rows
+from angio_ray.scoring.run import listing, load_patients, load_run_key, open_root, open_source
+from angio_ray.tables.clip_log import ClipLog
+from angio_ray.tables.lookups import known_clips
+
+_COMMIT_S = 10.0
+
+
+@dataclass(frozen=True)
+class IndexSummary:
+    """What an `index` did."""
+
+    written: int
+    """New rows of `clips`."""
+    known: int
+    """Objects that `clips` had already, unchanged."""
+    rejected: int
+    """Objects with a reason in place of header facts."""
+    seconds: float
+
+
+def index(config: IndexConfig) -> IndexSummary:
+    """Append the header facts of the source's objects that `clips` does not hold yet (by URI, size and etag)."""
+    started = time.monotonic()
+    source, root = open_source(config.source), open_root(config.tables, config.clips)
+    key = load_run_key(config.key_file, config.tables, root)
+    patients = load_patients(config.patient_map, key)
+    root.ensure(key.fingerprint)
+    known = known_clips(root)
+    pages = list(listing(source, key))
+    if not pages:
+        raise RunError(f"no objects under {config.source}", 2)
+    keys = pa.concat_tables(pages)
+    fresh = keys.filter(
+        pa.array(
+            [pair not in known for pair in zip(*(keys[c].to_pylist() for c in ("object_id", "etag")), strict=True)]
+        )
+    )
+    written = rejected = 0
+    if len(fresh):
+        clip_log = ClipLog(root)
+        with ray_cluster() as cluster, Progress(len(keys), len(keys) - len(fresh)) as progress:
+            if not source.is_s3:
+                check_nodes_see(config.source)
+            quiet_context()
+            workers = int(cluster.get("CPU", 1))
+            rows = ray.data.from_blocks(key_blocks(fresh, workers)).map_batches(
+                DecodeStage,
+                fn_constructor_args=(source, (), start_ledger()),
+                fn_constructor_kwargs={"limits": Limits(), "header_only": True, "fetch_threads": 16},
+                batch_size=None,
+                batch_format="pyarrow",
+                udf_modifying_row_count=False,
+                num_cpus=1,
+                compute=ray.data.ActorPoolStrategy(size=workers),
+            )
+            buffer: list[pa.Table] = []
+            committed_at = time.monotonic()
+            for block in rows.iter_batches(batch_size=None, batch_format="pyarrow"):
+                buffer.append(clip_rows(block, key=key, patients=patients))
+                progress.add_statuses(["rejected" if reason else "indexed" for reason in block["reason"].to_pylist()])
+                if time.monotonic() - committed_at >= _COMMIT_S:
+                    written += clip_log.append(pa.concat_tables(buffer))
+                    buffer, committed_at = [], time.monotonic()
+            if buffer:
+                written += clip_log.append(pa.concat_tables(buffer))
+            rejected = progress.counts["rejected"]
+    return IndexSummary(written, len(keys) - len(fresh), rejected, time.monotonic() - started)

@@ -1,0 +1,136 @@
+"""The rows between the stages and out of the run, each in one fixed Arrow schema.
+
+Fixed, since a block of rejects only (all inputs null) must look like any other to Ray Data, and the tables refuse surprises.
+Inputs travel as nullable `large_binary` with their shape beside them, never as tensor columns. The driver alone turns original
+identifiers into pseudonyms (`result_rows`), so the key never leaves it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from datetime import UTC, datetime
+from typing import Any
+
+import pyarrow as pa
+
+from angio_ray.clip import ClipHeader
+from angio_ray.pseudonyms import PatientIdentity, PseudonymKey
+from angio_ray.sampling import ClipWindow
+from angio_ray.tables.schema import arrow_schema
+
+KEYS = pa.schema([("object_id", pa.string()), ("uri", pa.string()), ("size_bytes", pa.int64()), ("etag", pa.string())])
+"""One object to score: what a block of the source holds."""
+
+_HEADER = pa.struct([arrow_schema("clips").field(f.name) for f in fields(ClipHeader)])
+_DECODED = [
+    *KEYS,
+    pa.field("header", _HEADER),
+    pa.field("reason", pa.string()),
+    pa.field("detail", pa.string()),
+    pa.field("codec", pa.string()),
+    pa.field("content_sha256", pa.string()),
+    pa.field("sampled_frames", pa.list_(pa.int32())),
+    pa.field("repeated_frames", pa.int32()),
+    pa.field("fetch_ms", pa.float64()),
+    pa.field("decode_ms", pa.float64()),
+]
+
+
+def decoded_schema(windows: Sequence[ClipWindow]) -> pa.Schema:
+    """Rows out of the decode stage: keys, header, reason, and for each window `input_<name>` (T*H*W bytes) and its shape."""
+    inputs = []
+    for window in windows:
+        inputs.append(pa.field(f"input_{window.name}", pa.large_binary()))
+        inputs.append(pa.field(f"shape_{window.name}", pa.list_(pa.int32())))
+    return pa.schema([*_DECODED, *inputs])
+
+
+def task_columns(tasks: Sequence[str]) -> list[str]:
+    """Columns of `scores` that the given tasks fill, in the table's order."""
+    from angio_ray.models import TASKS
+
+    wanted = {c for task in tasks for c in (f"{task}_status", f"{task}_reason", *TASKS[task].columns)}
+    return [name for name in arrow_schema("scores").names if name in wanted]
+
+
+def scored_schema(tasks: Sequence[str]) -> pa.Schema:
+    """Rows out of the scoring actors: as decoded, without inputs, with the tasks' columns."""
+    scores = arrow_schema("scores")
+    return pa.schema(
+        [
+            *_DECODED,
+            pa.field("status", pa.string()),
+            pa.field("model_domain", pa.string()),
+            pa.field("model_ms", pa.float64()),
+            *(scores.field(name) for name in task_columns(tasks)),
+        ]
+    )
+
+
+def header_struct(header: ClipHeader | None) -> dict[str, Any] | None:
+    """A header as the value of the struct column."""
+    if header is None:
+        return None
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(header).items()}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFacts:
+    """What is the same on every row of a run."""
+
+    run_id: str
+    bundles: Mapping[str, str]
+    backend: str
+    precision: str
+
+
+def _identity(header: Mapping[str, Any], key: PseudonymKey, patients: PatientIdentity) -> dict[str, Any]:
+    """Pseudonyms of one header."""
+    identity = patients.identify(ClipHeader(**header))
+    return {
+        "clip_id": key.clip_id(header["sop_instance_uid"]) if header["sop_instance_uid"] else None,
+        "study_id": identity.study_id,
+        "patient_id": identity.patient_id,
+        "patient_fallback": identity.flag is not None,
+    }
+
+
+def result_rows(
+    table: pa.Table, *, facts: RunFacts, key: PseudonymKey, patients: PatientIdentity, attempts: int
+) -> tuple[pa.Table, pa.Table]:
+    """Rows of `scores` and of `clips` for a block of scored rows."""
+    now = datetime.now(UTC)
+    names = arrow_schema("scores").names
+    clips = clip_rows(table, key=key, patients=patients)
+    scores = []
+    for row, known in zip(table.to_pylist(), clips.to_pylist(), strict=True):
+        rejected = row["status"] == "rejected"
+        date = known["study_date"] or ""
+        values = {**known, **row, "reason": row["reason"], "detail": row["detail"]}
+        scores.append(
+            {name: values.get(name) for name in names}
+            | {
+                "run_id": facts.run_id,
+                "study_year": int(date[:4]) if date[:4].isdigit() else None,
+                "scored_at": now,
+                "attempts": attempts,
+                "bundles": None if rejected else list(facts.bundles.items()),
+                "backend": None if rejected else facts.backend,
+                "precision": None if rejected else facts.precision,
+            }
+        )
+    return pa.Table.from_pylist(scores, schema=arrow_schema("scores")), clips
+
+
+def clip_rows(table: pa.Table, *, key: PseudonymKey, patients: PatientIdentity) -> pa.Table:
+    """Rows of `clips` for a block of decoded or scored rows: header facts, originals, pseudonyms."""
+    now = datetime.now(UTC)
+    schema = arrow_schema("clips")
+    names = set(schema.names)
+    clips = []
+    for row in table.to_pylist():
+        header = row.pop("header")
+        known = {**header, **_identity(header, key, patients)} if header else {}
+        clips.append({name: value for name, value in (known | row).items() if name in names} | {"indexed_at": now})
+    return pa.Table.from_pylist(clips, schema=schema)

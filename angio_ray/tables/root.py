@@ -1,0 +1,137 @@
+"""Where the tables lie, how they are made, and which key their pseudonyms belong to.
+
+Result tables (`scores`, `runs`) lie under one root; `clips` and `manifests` hold URIs and original identifiers and may
+lie under another. Knows nothing of runs, rows or SQL.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import Protocol
+
+import pyarrow as pa
+from deltalake import DeltaTable, Schema
+from deltalake.exceptions import DeltaError, TableNotFoundError
+
+from angio_ray.tables.schema import TABLES, arrow_schema, declaration, delta_json
+
+logger = logging.getLogger(__name__)
+
+IDENTIFIED = frozenset({"clips", "manifests"})
+"""Tables that hold URIs or original identifiers."""
+
+_FINGERPRINT = "angio_ray.key_fingerprint"
+
+
+class TablesError(ValueError):
+    """The tables cannot be used as they are: one clear line for the user."""
+
+
+class KeyMismatch(TablesError):
+    """The tables were made with another pseudonym key."""
+
+
+class Place(Protocol):
+    """What this package needs of `angio_ray.storage.Storage`."""
+
+    def delta_uri(self, *parts: str) -> str:
+        """URI of a table below this place."""
+
+    def delta_options(self) -> dict[str, str]:
+        """Current `storage_options` for delta-rs."""
+
+
+class TableRoot:
+    """The tables of a project."""
+
+    def __init__(self, root: Place, clips_root: Place | None = None) -> None:
+        self._root = root
+        self._clips_root = clips_root or root
+
+    def uri(self, table: str) -> str:
+        """Where the table lies."""
+        return self._place(table).delta_uri(table)
+
+    def options(self, table: str) -> dict[str, str]:
+        """Storage options of the table; they change when credentials are renewed."""
+        return self._place(table).delta_options()
+
+    def open(self, table: str) -> DeltaTable:
+        """A handle on the table's newest version.
+
+        Raises TablesError where there is none, OSError or DeltaError where the store does not answer.
+        """
+        try:
+            return DeltaTable(self.uri(table), storage_options=self.options(table))
+        except TableNotFoundError:
+            raise TablesError(f"there is no table {table} in {self.uri(table)}") from None
+
+    def exists(self, table: str) -> bool:
+        """Whether the table is there."""
+        try:
+            self.open(table)
+        except TablesError:
+            return False
+        return True
+
+    def ensure(self, key_fingerprint: str) -> None:
+        """Makes the tables that are absent, and checks that all belong to the key.
+
+        Safe when several processes do it at once: a table with schema, comments, constraints and fingerprint is one
+        commit, and one of them wins. Raises KeyMismatch, or TablesError for tables of an older release.
+        """
+        for table in TABLES:
+            if not self.exists(table):
+                self._create(table, key_fingerprint)
+            handle = self.open(table)
+            found = fingerprint(handle)
+            if found != key_fingerprint:
+                raise KeyMismatch(
+                    f"{self.uri(table)} was made with the pseudonym key {found}, this is {key_fingerprint}: "
+                    "give the first key, or another folder for the tables"
+                )
+            if missing := missing_columns(table, handle):
+                raise TablesError(
+                    f"{self.uri(table)} is of an older release (no column {', '.join(missing)}): "
+                    "run `angio-ray tables upgrade`"
+                )
+
+    def _create(self, table: str, key_fingerprint: str) -> None:
+        try:
+            DeltaTable.create(
+                self.uri(table),
+                Schema.from_json(delta_json(table)),
+                mode="error",
+                name=table,
+                description=declaration(table)["description"],
+                configuration={**configuration(table), _FINGERPRINT: key_fingerprint},
+                raise_if_key_not_exists=False,  # the fingerprint is a key of ours
+                storage_options=self.options(table),
+            )
+        except (DeltaError, OSError):
+            # another process may have been first; if not, this is a real failure
+            if not self.exists(table):
+                raise
+        else:
+            logger.info("made table %s", table)
+
+    def _place(self, table: str) -> Place:
+        return self._clips_root if table in IDENTIFIED else self._root
+
+
+def configuration(table: str) -> dict[str, str]:
+    """Delta's table properties: the declared constraints, and the protocol that makes every writer check them."""
+    constraints = {f"delta.constraints.{name}": sql for name, sql in declaration(table)["constraints"].items()}
+    # writer version 3: a writer that does not know CHECK constraints must refuse the table
+    return {"delta.minWriterVersion": "3", **constraints}
+
+
+def fingerprint(handle: DeltaTable) -> str | None:
+    """Fingerprint of the key that the table's pseudonyms were made with."""
+    return handle.metadata().configuration.get(_FINGERPRINT)
+
+
+def missing_columns(table: str, handle: DeltaTable) -> list[str]:
+    """Declared columns that the table does not have."""
+    present = set(pa.schema(handle.schema().to_arrow()).names)
+    return [field.name for field in arrow_schema(table) if field.name not in present]

@@ -1,0 +1,229 @@
+-- The ready-made views over scores and runs. Rates and maxima are of clips; ids are pseudonyms.
+-- A view here must work without the clips table (see views_clips.sql for what needs it).
+
+-- One line per run: how far it is, what became of its objects, when and with which code.
+CREATE VIEW run_summary AS
+WITH events AS (
+    SELECT
+        run_id,
+        last(event ORDER BY fence, "at") AS last_event,
+        bool_or(event = 'finished') AS finished,
+        min("at") FILTER (event = 'claimed') AS started_at,
+        -- the first time: a later --retry of an old run does not make its scores the newest
+        min("at") FILTER (event = 'finished') AS finished_at,
+        count(*) FILTER (event = 'claimed') AS num_claims,
+        last(manifest_objects ORDER BY fence, "at") FILTER (manifest_objects IS NOT NULL) AS num_listed,
+        any_value(config_digest) AS config_digest,
+        any_value(config_json) AS config_json,
+        last(code_version ORDER BY fence, "at") AS code_version
+    FROM runs
+    GROUP BY run_id
+),
+objects AS (
+    SELECT
+        run_id,
+        count(*) AS num_objects,
+        count(*) FILTER (status = 'scored') AS num_scored,
+        count(*) FILTER (status = 'gated') AS num_gated,
+        count(*) FILTER (status = 'rejected') AS num_rejected,
+        count(*) FILTER (NOT quality_satisfactory) AS num_unsatisfactory,
+        count(*) FILTER (NOT quality_satisfactory) / nullif(count(quality_satisfactory), 0) AS exclusion_rate,
+        bool_or(quality_status IS NOT NULL) AS has_quality,
+        bool_or(stenosis_status IS NOT NULL) AS has_stenosis,
+        bool_or(calcium_status IS NOT NULL) AS has_calcium,
+        max(model_domain) AS model_domain
+    FROM scores
+    GROUP BY run_id
+)
+SELECT
+    run_id, last_event, finished, started_at, finished_at, num_claims, num_listed,
+    coalesce(num_objects, 0) AS num_objects,
+    coalesce(num_scored, 0) AS num_scored,
+    coalesce(num_gated, 0) AS num_gated,
+    coalesce(num_rejected, 0) AS num_rejected,
+    coalesce(num_unsatisfactory, 0) AS num_unsatisfactory,
+    exclusion_rate, has_quality, has_stenosis, has_calcium, model_domain, code_version, config_digest, config_json
+FROM events
+LEFT JOIN objects USING (run_id);
+
+-- One line per clip: its newest result. Finished runs only; the object's own facts come from the newest run that has
+-- it, the columns of each task from the newest run that was asked for that task. The same clip under several URIs is
+-- one line: that of the newest run, not rejected before rejected, then the smallest object_id.
+CREATE VIEW latest_scores AS
+WITH finished AS (
+    SELECT run_id, has_quality, has_stenosis, has_calcium, row_number() OVER (ORDER BY finished_at DESC, run_id) AS age
+    FROM run_summary
+    WHERE finished
+),
+candidates AS (
+    SELECT scores.*, has_quality, has_stenosis, has_calcium, age, coalesce(clip_id, object_id) AS clip_key
+    FROM scores
+    JOIN finished USING (run_id)
+),
+-- newest row per object first, so that an object read at last does not stay listed as once unreadable
+newest AS (
+    SELECT * FROM (SELECT * FROM candidates QUALIFY row_number() OVER (PARTITION BY object_id ORDER BY age) = 1)
+    QUALIFY row_number() OVER (PARTITION BY clip_key ORDER BY age, status = 'rejected', object_id) = 1
+),
+quality AS (
+    SELECT
+        clip_key, run_id AS quality_run_id, quality_status, quality_reason, quality_probability, quality_threshold,
+        quality_satisfactory
+    FROM (
+        SELECT * FROM candidates WHERE has_quality
+        QUALIFY row_number() OVER (PARTITION BY object_id ORDER BY age) = 1
+    )
+    QUALIFY row_number() OVER (PARTITION BY clip_key ORDER BY age, status = 'rejected', object_id) = 1
+),
+stenosis AS (
+    SELECT
+        clip_key, run_id AS stenosis_run_id, stenosis_status, stenosis_reason, artery, "view", first_contrast,
+        contrast_begin, contrast_end, last_contrast, candidate_frames, stenosis_probability, stenosis_class,
+        stenosis_frames
+    FROM (
+        SELECT * FROM candidates WHERE has_stenosis
+        QUALIFY row_number() OVER (PARTITION BY object_id ORDER BY age) = 1
+    )
+    QUALIFY row_number() OVER (PARTITION BY clip_key ORDER BY age, status = 'rejected', object_id) = 1
+),
+calcium AS (
+    SELECT
+        clip_key, run_id AS calcium_run_id, calcium_status, calcium_reason, calcium_probability, calcium_roi_area_mm2,
+        calcium_frames
+    FROM (
+        SELECT * FROM candidates WHERE has_calcium
+        QUALIFY row_number() OVER (PARTITION BY object_id ORDER BY age) = 1
+    )
+    QUALIFY row_number() OVER (PARTITION BY clip_key ORDER BY age, status = 'rejected', object_id) = 1
+)
+SELECT
+    n.run_id, n.object_id, n.clip_id, n.patient_id, n.study_id, n.status, n.reason, n.detail, n.synthetic, n.plane,
+    n.study_year, n.codec, n.num_frames, n.frame_time_ms, n.frame_time_source, n.sampled_frames, n.repeated_frames,
+    n.size_bytes, n.etag, n.scored_at, n.model_domain, n.bundles,
+    quality.* EXCLUDE (clip_key), stenosis.* EXCLUDE (clip_key), calcium.* EXCLUDE (clip_key)
+FROM newest AS n
+LEFT JOIN quality USING (clip_key)
+LEFT JOIN stenosis USING (clip_key)
+LEFT JOIN calcium USING (clip_key);
+
+-- Every object without a score, of every run (unfinished ones too).
+CREATE VIEW rejects AS
+SELECT
+    run_id, object_id, clip_id, patient_id, study_id, reason, detail, attempts, codec, num_frames, size_bytes, scored_at
+FROM scores
+WHERE status = 'rejected';
+
+CREATE VIEW rejects_by_reason AS
+SELECT
+    run_id, reason, count(*) AS num_objects, count(DISTINCT study_id) AS num_studies,
+    count(*) / any_value(total) AS fraction
+FROM (SELECT run_id, status, reason, study_id, count(*) OVER (PARTITION BY run_id) AS total FROM scores)
+WHERE status = 'rejected'
+GROUP BY run_id, reason
+ORDER BY run_id, num_objects DESC, reason;
+
+-- The same clip under several URIs within a run: scored each time, shown once by latest_scores.
+CREATE VIEW duplicate_clips AS
+SELECT run_id, clip_id, count(*) AS num_objects, list(object_id ORDER BY object_id) AS object_ids
+FROM scores
+WHERE clip_id IS NOT NULL
+GROUP BY run_id, clip_id
+HAVING count(*) > 1;
+
+-- How many clips the quality model excludes. The rate is of the clips that have a verdict (scored or gated); rejected
+-- ones are not counted in and stand beside it. Null where no clip has a verdict.
+CREATE VIEW exclusion_by_study AS
+SELECT
+    study_id, any_value(patient_id) AS patient_id, bool_or(synthetic) AS synthetic,
+    count(*) AS num_clips,
+    count(quality_satisfactory) AS num_evaluated,
+    count(*) FILTER (NOT quality_satisfactory) AS num_unsatisfactory,
+    count(*) FILTER (status = 'rejected') AS num_rejected,
+    count(*) FILTER (NOT quality_satisfactory) / nullif(count(quality_satisfactory), 0) AS exclusion_rate
+FROM latest_scores
+GROUP BY study_id;
+
+CREATE VIEW exclusion_by_patient AS
+SELECT
+    patient_id, bool_or(synthetic) AS synthetic,
+    count(DISTINCT study_id) AS num_studies,
+    count(*) AS num_clips,
+    count(quality_satisfactory) AS num_evaluated,
+    count(*) FILTER (NOT quality_satisfactory) AS num_unsatisfactory,
+    count(*) FILTER (status = 'rejected') AS num_rejected,
+    count(*) FILTER (NOT quality_satisfactory) / nullif(count(quality_satisfactory), 0) AS exclusion_rate
+FROM latest_scores
+GROUP BY patient_id;
+
+-- Stenosis, one line per candidate frame.
+CREATE VIEW stenosis_frames AS
+SELECT
+    stenosis_run_id AS run_id, object_id, clip_id, study_id, patient_id, artery, "view", f.frame AS frame,
+    f.probability AS probability, f."class" AS "class", f.boxes AS boxes
+FROM (SELECT *, unnest(stenosis_frames) AS f FROM latest_scores);
+
+-- Stenosis, one line per artery of a study: the largest score over its clips.
+CREATE VIEW artery_scores AS
+SELECT
+    study_id, artery, any_value(patient_id) AS patient_id, count(*) AS num_clips,
+    max(stenosis_probability) AS stenosis_probability,
+    arg_max(stenosis_class, stenosis_probability) AS stenosis_class
+FROM latest_scores
+WHERE stenosis_status = 'scored' AND artery IS NOT NULL AND study_id IS NOT NULL
+GROUP BY study_id, artery;
+
+-- One line per study. Scores are maxima over its clips, no verdicts. Without a scored clip of both arteries
+-- (both_arteries false) a low maximum does not speak for the study.
+CREATE VIEW study_scores AS
+SELECT
+    study_id, any_value(patient_id) AS patient_id, any_value(study_year) AS study_year,
+    bool_or(synthetic) AS synthetic,
+    count(*) AS num_clips,
+    max(stenosis_probability) FILTER (stenosis_status = 'scored') AS stenosis_probability,
+    count(*) FILTER (stenosis_status = 'scored' AND artery = 'LCA') AS num_lca_clips,
+    count(*) FILTER (stenosis_status = 'scored' AND artery = 'RCA') AS num_rca_clips,
+    num_lca_clips > 0 AND num_rca_clips > 0 AS both_arteries,
+    max(calcium_probability) FILTER (calcium_status = 'scored') AS calcium_probability,
+    max(calcium_roi_area_mm2) FILTER (calcium_status = 'scored') AS calcium_roi_area_mm2
+FROM latest_scores
+WHERE study_id IS NOT NULL
+GROUP BY study_id;
+
+-- One wide line per study, for a spreadsheet.
+CREATE VIEW study_wide AS
+WITH clips_of AS (
+    SELECT
+        study_id,
+        count(*) FILTER (status = 'scored') AS num_scored,
+        count(*) FILTER (status = 'gated') AS num_gated,
+        avg(quality_probability) AS mean_quality_probability,
+        min(quality_probability) AS min_quality_probability,
+        max(quality_probability) AS max_quality_probability,
+        string_agg(DISTINCT reason, ', ' ORDER BY reason) AS reject_reasons,
+        max(model_domain) AS model_domain,
+        max(scored_at) AS scored_at
+    FROM latest_scores
+    GROUP BY study_id
+),
+arteries AS (
+    SELECT
+        study_id,
+        max(stenosis_probability) FILTER (artery = 'LCA') AS lca_stenosis_probability,
+        max(stenosis_class) FILTER (artery = 'LCA') AS lca_stenosis_class,
+        max(stenosis_probability) FILTER (artery = 'RCA') AS rca_stenosis_probability,
+        max(stenosis_class) FILTER (artery = 'RCA') AS rca_stenosis_class
+    FROM artery_scores
+    GROUP BY study_id
+)
+SELECT
+    s.study_id, s.patient_id, s.synthetic, s.study_year, days.days_since_first_study, s.num_clips,
+    c.num_scored, c.num_gated, e.num_evaluated, e.num_unsatisfactory, e.exclusion_rate, e.num_rejected,
+    c.reject_reasons, c.mean_quality_probability, c.min_quality_probability, c.max_quality_probability,
+    a.lca_stenosis_probability, a.lca_stenosis_class, a.rca_stenosis_probability, a.rca_stenosis_class,
+    s.num_lca_clips, s.num_rca_clips, s.both_arteries, s.stenosis_probability, s.calcium_probability,
+    s.calcium_roi_area_mm2, c.model_domain, c.scored_at
+FROM study_scores AS s
+JOIN clips_of AS c USING (study_id)
+JOIN exclusion_by_study AS e USING (study_id)
+LEFT JOIN arteries AS a USING (study_id)
+LEFT JOIN study_days AS days USING (study_id);

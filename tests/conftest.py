@@ -1,0 +1,23 @@
+"""Fixtures shared by all tests: the folder of real input, when it is there."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+# Ray's own default is to turn token authentication on and write a token under HOME: tests say what they want.
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")
+os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+
+SHARED_DATA = Path(os.environ.get("ANGIO_RAY_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """The folder with real XA files, codec samples and malformed input (not part of the project)."""
+    if not SHARED_DATA.is_dir():
+        pytest.skip("no folder of real input (set ANGIO_RAY_TEST_DATA)")
+    return SHARED_DATA
