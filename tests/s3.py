@@ -4,6 +4,8 @@
     s3_bucket   (function)  a fresh bucket's name
     s3_proxy    (function)  S3Proxy: the same endpoint through faults that the test asks for
 
+A test module gets them by `pytest_plugins = ("tests.s3",)`.
+
 Both processes listen on a free loopback port, say which on stdout, and end when their stdin closes: also when the test
 run is killed. Run as a program, this file is those processes: `python s3.py moto`, `python s3.py proxy UPSTREAM_PORT`.
 """

@@ -60,6 +60,8 @@ class Task:
     assume_fps: float | None
     require_xa: bool
     header_only: bool = False
+    whole: bool = False
+    """Whether all of the object is there: when decoding, there may be holes between the frames."""
     output_path: str = ""
     """Shared memory for the inputs, window after window."""
 
@@ -85,6 +87,7 @@ class _Object:
     """Everything learned of an object, filled step by step so that a rejected one still has its header."""
 
     source: Source
+    whole: bool
     header: ClipHeader | None = None
     parsed: ParsedObject | None = None
     layout: facts.PixelLayout | None = None
@@ -137,7 +140,7 @@ def decode(task: Task) -> Answer:
 
 def decode_object(data: bytes, indices: Sequence[int] | None, limits: Limits) -> tuple[np.ndarray, np.ndarray]:
     """Stored values and grey of some frames of a whole object, in this process; see `reader.decode_frames`."""
-    thing = _Object(Source(data, len(data), len(data)))
+    thing = _Object(Source(data, len(data), len(data)), whole=True)
     task = Task(
         path="", size=len(data), available=len(data), windows=(), limits=limits, assume_fps=None, require_xa=False
     )
@@ -161,7 +164,7 @@ def _guarded(task: Task, step: Callable[[_Object, Answer], None], unexpected: Re
         mapped: Buffer = memoryview(mmap.mmap(file, task.size, prot=mmap.PROT_READ)) if task.size else b""
     finally:
         os.close(file)
-    thing = _Object(Source(mapped, task.available, task.size))
+    thing = _Object(Source(mapped, task.available, task.size), task.whole)
     try:
         step(thing, answer)
     except NeedMore as need:
@@ -285,7 +288,7 @@ class _Decoder:
             try:
                 self._frames = {index: pixel_data.frame_data(self._source, table, index) for index in indices}
             except pixel_data.TableUnusable:
-                if self._source.available < self._source.size:
+                if not thing.whole:
                     raise
         if not self._frames:
             scanned = pixel_data.scan_frames(self._parsed, self._source, self._layout)

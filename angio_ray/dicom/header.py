@@ -302,7 +302,9 @@ def _read_dataset(parsed: ParsedObject, source: Source, position: int, max_infla
 def _guess_encoding(source: Source, position: int) -> Encoding:
     source.need(min(position + 8, source.size))
     head = bytes(source.buffer[position : position + 8])
-    little = head[:1] != b"\0"  # the first group is 0008: 08 00 or 00 08
+    little = head[:1] != b"\0"  # the first group is 0008, seldom another: 08 00 or 00 08
+    if len(head) < 8 or max(head[:2]) > 0x28 or min(head[:2]) > 0:
+        raise _invalid("no transfer syntax, and nothing that begins as a data set does")
     return Encoding(little=little, explicit=re.fullmatch(rb"[A-Z]{2}", head[4:6]) is not None)
 
 

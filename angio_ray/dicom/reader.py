@@ -187,6 +187,7 @@ class ClipReader:
             size=fetched.memory.size,
             # When decoding, all that it needs is there, with holes between
             available=fetched.memory.size if function is decoding.decode else fetched.available,
+            whole=fetched.available == fetched.memory.size,
             windows=self._windows,
             limits=self._limits,
             assume_fps=self._assume_fps,

@@ -189,7 +189,7 @@ def measure_backends(
     faults: dict[BackendChoice, str] = {}
     for bundle in bundles:
         probe = probe_clips(bundle.window, batch_size) if clips is None else clips
-        plain = torch_runner(bundle.ensemble(), BackendChoice(), num_threads=num_threads)
+        plain = torch_runner(bundle.ensemble(), BackendChoice())  # on one thread: a busy machine delays teams of threads
         started = time.perf_counter()
         expected = plain(probe[:_PARITY_CLIPS])
         reference_s = (time.perf_counter() - started) / len(expected)
@@ -205,10 +205,10 @@ def measure_backends(
                     run = openvino_runner(converted, precision=choice.precision, num_threads=num_threads)
                 else:
                     run = make_runner(bundle.ensemble(), bundle.window, choice, num_threads=num_threads)
-                difference = float(np.abs(run(probe[: len(expected)]) - expected).max())
+                difference = float(np.abs(run(probe[:2]) - expected[:2]).max())
                 clip_s = _seconds(run, probe[:2])
                 if clip_s < _HOPELESS * best_s and len(probe) > 2:
-                    run(probe)
+                    difference = float(np.abs(run(probe)[: len(expected)] - expected).max())
                     clip_s = min(_seconds(run, probe), _seconds(run, probe))
             except (ValueError, RuntimeError, ImportError) as error:
                 log.debug("%s cannot run", choice, exc_info=True)
@@ -304,10 +304,8 @@ def probe_clips(window: ClipWindow, count: int, *, seed: int = 0) -> np.ndarray:
 def _candidates(device: Device) -> list[BackendChoice]:
     """What is worth measuring here, the plainest first."""
     if device == "cuda":
-        return [
-            BackendChoice(device="cuda", precision=p, channels_last=c)
-            for p in ("float32", "bfloat16") for c in (False, True)  # type: ignore[misc]
-        ]
+        choices = [BackendChoice(device="cuda"), BackendChoice(device="cuda", channels_last=True)]
+        return choices + [replace(c, precision="bfloat16") for c in choices]
     plain, last = BackendChoice(), BackendChoice(channels_last=True)
     native = BackendChoice(backend="openvino")
     choices = [plain, last] if unsupported(native) else [plain, last, native]

@@ -28,6 +28,9 @@ class ClipClassifier(nn.Module):
     `net` holds all weights (bundles store `net.state_dict()`); normalisation has none.
     """
 
+    scale: Tensor
+    shift: Tensor
+
     def __init__(
         self, spec: NetSpec, *, mean: Triple = KINETICS_MEAN, std: Triple = KINETICS_STD, net: nn.Module | None = None
     ) -> None:

@@ -36,7 +36,7 @@ class QualityScorer:
     task = "quality"
 
     def __init__(self, bundle: Bundle, backend: BackendChoice, *, num_threads: int = 1) -> None:
-        self.windows = (bundle.window,)
+        self.windows: tuple[ClipWindow, ...] = (bundle.window,)
         self.threshold = np.float32(bundle.threshold)
         self._run = make_runner(bundle.ensemble(), bundle.window, backend, num_threads=num_threads)
 
@@ -84,9 +84,7 @@ def _x3d_s() -> nn.Module:
     from pytorchvideo.models.x3d import create_x3d
 
     # Without its softmax, so that all nets return logits. Its pooling fixes the least input: 16 frames of 160 px.
-    return create_x3d(
-        input_clip_length=16, input_crop_size=160, model_num_class=len(CLASSES), head_activation=None  # type: ignore[arg-type]
-    )
+    return create_x3d(input_clip_length=16, input_crop_size=160, model_num_class=len(CLASSES), head_activation=None)
 
 
 # The paper feeds 160 px to its 3D nets, but its GMAC of the 3D ResNets are those of 150 px: cost is taken there.

@@ -12,6 +12,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 import sys
+import threading
 import types
 from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -132,7 +133,7 @@ def generate(out: str | Path, *, workers: int | None = None, **config: Any) -> p
     if workers <= 1:
         rows = [make(job) for job in jobs]
     else:
-        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_one_thread) as pool:
+        with ProcessPoolExecutor(workers, multiprocessing.get_context("spawn"), initializer=_start_worker) as pool:
             with _hidden_main():
                 futures = [pool.submit(make, job) for job in jobs]
             rows = [future.result() for future in futures]
@@ -226,8 +227,17 @@ def _put(out: str, name: str, data: bytes) -> None:
     path.write_bytes(data)
 
 
-def _one_thread() -> None:
+def _start_worker() -> None:
+    """One thread per worker, and no worker that outlives a killed parent (it would write on for minutes)."""
     cv2.setNumThreads(1)
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+
+        def watch() -> None:
+            parent.join()
+            os._exit(1)
+
+        threading.Thread(target=watch, daemon=True).start()
 
 
 @contextmanager

@@ -87,13 +87,13 @@ def write_xa(frames_THW: Frame, facts: ClipFacts) -> bytes:
     if facts.syntax == "jpeg-baseline" and facts.bits != 8:
         raise ValueError("JPEG baseline holds 8 bits only")
     num_frames, rows, columns = frames_THW.shape
-    stored = (2**facts.bits - 1 - frames_THW).astype(frames_THW.dtype) if facts.monochrome1 else frames_THW
+    stored = np.ascontiguousarray(2**facts.bits - 1 - frames_THW if facts.monochrome1 else frames_THW, frames_THW.dtype)
 
     ds = _header(facts, num_frames)
     ds.Rows, ds.Columns = rows, columns
     transfer_syntax, encode = _ENCODERS[facts.syntax]
     if encode is None:
-        ds.PixelData = np.ascontiguousarray(stored).tobytes()
+        ds.PixelData = stored.tobytes()
         ds["PixelData"].VR = "OB" if facts.bits == 8 else "OW"
     else:
         ds.PixelData = encapsulate([encode(frame, facts.bits, ds) for frame in stored], has_bot=True)
@@ -181,7 +181,7 @@ def _header(facts: ClipFacts, num_frames: int) -> Dataset:
 
 def _rle(frame: Frame, bits: int, ds: Dataset) -> bytes:
     return RLELosslessEncoder.encode(
-        np.ascontiguousarray(frame),
+        frame,
         rows=ds.Rows,
         columns=ds.Columns,
         samples_per_pixel=1,

@@ -107,7 +107,10 @@ def _score(config: ScoreConfig) -> tuple[int, list[str]]:
     state = run_state(root, config.run)
     if state.finished and not config.retry:
         with RunLog.open(
-            root, config.run, _facts(config, source, bundles, state.config["backend"]), heartbeat=False
+            root,
+            config.run,
+            _facts(config, key.hash("source", source.uri), bundles, state.config["backend"]),
+            heartbeat=False,
         ) as run_log:
             return 0, ["the run is finished: nothing to do", *_changes_since(run_log.manifest(), source)]
 
@@ -117,7 +120,7 @@ def _score(config: ScoreConfig) -> tuple[int, list[str]]:
         pools = size_pools(cluster, config)
         refs = {task: ray.put(bundle) for task, bundle in bundles.items()}
         backend = _backend(config, refs, pools, state.config)
-        facts = _facts(config, source, bundles, asdict(backend))
+        facts = _facts(config, key.hash("source", source.uri), bundles, asdict(backend))
         with RunLog.open(root, config.run, facts, interval_s=config.commit_interval_s) as run_log:
             notes = []
             if run_log.has_manifest:
@@ -430,7 +433,12 @@ def listing(source: Storage, key: PseudonymKey) -> Iterator[pa.Table]:
         seen.update(info.uri for info in fresh)
         yield pa.Table.from_pylist(
             [
-                {"object_id": key.object_id(info.uri), "uri": info.uri, "size_bytes": info.size_bytes, "etag": info.etag}
+                {
+                    "object_id": key.object_id(info.uri),
+                    "uri": info.uri,
+                    "size_bytes": info.size_bytes,
+                    "etag": info.etag,
+                }
                 for info in fresh
             ],
             schema=KEYS,
@@ -471,11 +479,11 @@ def _waves(pages: Iterable[pa.Table]) -> Iterator[pa.Table]:
 
 
 def _facts(
-    config: ScoreConfig, source: Storage, bundles: Mapping[str, Bundle], backend: Mapping[str, Any]
+    config: ScoreConfig, source_id: str, bundles: Mapping[str, Bundle], backend: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Everything that changes a score: what the run id is bound to."""
     return {
-        "source": source.uri,
+        "source": source_id,  # hashed: the path of a source can name a patient
         "models": {task: bundle.digest for task, bundle in bundles.items()},
         "gate": config.gate,
         "assume_fps": config.assume_fps,

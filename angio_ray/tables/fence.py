@@ -49,11 +49,13 @@ class TableUnwritable(Exception):
 class Fence:
     """The right of one driver to write under one name in one table. Not thread-safe."""
 
-    def __init__(self, root: TableRoot, table: str, name: str, driver_id: str) -> None:
+    def __init__(self, root: TableRoot, table: str, name: str, driver_id: str, *, kind: str | None = None) -> None:
         self._root = root
         self._table = table
         self._name = name
         self._mark = f"{name}/{driver_id}"
+        # what a driver is, for others to read back with `number_of`
+        self._marks = [self._mark] + ([f"{name}/{kind}"] if kind else [])
         self._metadata = {"run": name, "driver": driver_id}
         self._broken: Exception | None = None
         self._open()
@@ -65,9 +67,9 @@ class Fence:
         """The table as this fence last saw it."""
         return self._handle
 
-    def number_of(self, driver_id: str) -> int:
-        """Number of the newest commit by that driver under this name; 0 when there is none."""
-        return self._read(f"{self._name}/{driver_id}")
+    def number_of(self, driver: str) -> int:
+        """Number of the newest commit under this name by that driver id, or kind of driver; 0 when there is none."""
+        return self._read(f"{self._name}/{driver}")
 
     def refresh(self) -> int:
         """Reads the table's newest state and returns the name's number there. Only for one who does not write yet."""
@@ -136,7 +138,7 @@ class Fence:
     ) -> None:
         properties = CommitProperties(
             custom_metadata={**self._metadata, **metadata, "seq": number},
-            app_transactions=[Transaction(self._name, number), Transaction(self._mark, number)],
+            app_transactions=[Transaction(name, number) for name in (self._name, *self._marks)],
         )
         data = align(rows, self._handle) if isinstance(rows, pa.Table) else rows
         if predicate is None:
@@ -189,5 +191,6 @@ def describe(error: Exception) -> str:
     lines = [re.sub(r"\x1b\[[0-9;]*m|↳", "", line).strip() for line in str(error).splitlines()]
     lines = [line for line in lines if line] or [type(error).__name__]
     if isinstance(error, DeltaError):
-        return lines[0]  # what follows can be a preview of rows
+        # what follows the first line can be a preview of rows
+        return lines[0].removeprefix("Generic DeltaTable error: ").removeprefix("External error: ")
     return ", ".join(lines)[:300]

@@ -19,7 +19,7 @@ from deltalake import CommitProperties, DeltaTable, Field, Transaction, write_de
 from angio_ray.tables.clip_log import CLIPS_WRITER
 from angio_ray.tables.fence import STORE_ERRORS, Fence, RunHeld, TableUnwritable, describe
 from angio_ray.tables.root import TableRoot, TablesError, configuration, missing_columns
-from angio_ray.tables.run_log import run_state
+from angio_ray.tables.run_log import COMPACTION, run_state
 from angio_ray.tables.schema import TABLES, declaration
 
 logger = logging.getLogger(__name__)
@@ -108,7 +108,7 @@ def _upgrade_constraints(table: str, handle: DeltaTable) -> list[str]:
 
 def _compact_run(root: TableRoot, run_id: str) -> Compaction:
     # The compaction is one more driver of the run: a --retry of the run and a second compaction are kept off.
-    fence = Fence(root, "scores", run_id, f"compact-{uuid.uuid4().hex[:16]}")
+    fence = Fence(root, "scores", run_id, uuid.uuid4().hex[:16], kind=COMPACTION)
     newest = run_state(root, run_id).newest
     where = pc.field("run_id") == run_id
     files = _num_files(fence.handle, where)

@@ -121,9 +121,12 @@ class TableRoot:
 
 def configuration(table: str) -> dict[str, str]:
     """Delta's table properties: the declared constraints, and the protocol that makes every writer check them."""
+    # Statistics of the first two columns (the keys) only: they are what files are skipped by, and a handle carries those
+    # of every file along: with Delta's default of 32 columns commit 500 took 9 times as long (350 against 39 ms).
+    statistics = {"delta.dataSkippingNumIndexedCols": "2"}
     constraints = {f"delta.constraints.{name}": sql for name, sql in declaration(table)["constraints"].items()}
     # writer version 3: a writer that does not know CHECK constraints must refuse the table
-    return {"delta.minWriterVersion": "3", **constraints}
+    return {"delta.minWriterVersion": "3", **statistics, **constraints}
 
 
 def fingerprint(handle: DeltaTable) -> str | None:

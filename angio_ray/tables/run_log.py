@@ -39,6 +39,9 @@ logger = logging.getLogger(__name__)
 ABANDONED_AFTER_S = 600.0
 """A run whose newest commit is older than this (and than three of its intervals) has no living driver."""
 
+COMPACTION = "compaction"
+"""Mark of a compaction's commits under a run's name."""
+
 _RUN_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,127}")
 _REPLACED_AT_ONCE = 2000
 
@@ -90,13 +93,16 @@ class RunLog:
     driver sees the run move while this one waits for a slow start. It ends with this object or with the process.
     """
 
-    def __init__(self, root: TableRoot, state: RunState, config: Mapping[str, Any], interval_s: float) -> None:
+    def __init__(
+        self, root: TableRoot, state: RunState, config: Mapping[str, Any], interval_s: float, wait: bool
+    ) -> None:
         self.run_id = state.run_id
         self.driver_id = uuid.uuid4().hex[:16]
         self.interval_s = interval_s
         self.state = state
         """The run as it was found at the opening."""
         self._root = root
+        self._wait = wait
         self._config_json = canonical_json(config)
         self._fence = Fence(root, "scores", self.run_id, self.driver_id)
         self._lock = threading.RLock()
@@ -143,14 +149,11 @@ class RunLog:
             raise TablesError(f"run id {run_id!r}: letters, digits, '.', '_' and '-', at most 128")
         state = run_state(root, run_id)
         _check_config(state, config)
-        log = cls(root, state, config, interval_s)
-        if log._fence.number and not _resting(state, log._fence.number):
-            log._watch(wait)
-            log.state = state = run_state(root, run_id)  # a driver that was just starting has written its event now
-            _check_config(state, config)
-        if not state.finished:
+        log = cls(root, state, config, interval_s, wait)
+        if state.finished:
+            log._ids = log._read_ids()
+        else:
             log._claim()
-        log._ids = log._read_ids()
         if heartbeat:
             threading.Thread(target=_beat, args=(weakref.ref(log), log._closed, interval_s / 3), daemon=True).start()
         return log
@@ -289,9 +292,25 @@ class RunLog:
 
     # -- claiming ----------------------------------------------------------------------------------------------------
 
-    def _watch(self, wait: bool) -> None:
+    def _claim(self) -> None:
+        if self._claimed:
+            return
+        number = self._fence.refresh()
+        if number:
+            state = run_state(self._root, self.run_id)
+            if not _resting(state, self._fence):
+                self._watch(state)
+                state = run_state(self._root, self.run_id)  # a driver that was just starting has written its event now
+            _check_config(state, json.loads(self._config_json))
+            self.state = state
+        self._commit(empty("scores"))
+        self._ids = self._read_ids()
+        self._claimed = True
+        self._event("claimed")
+
+    def _watch(self, state: RunState) -> None:
         """Returns when the unfinished run has no living driver; raises RunHeld when it has (or may have: no wait)."""
-        event = self.state.newest or {}
+        event = state.newest or {}
         if event and self._fence.number_of(event["driver_id"]) != self._fence.number:
             event = {}  # someone claimed the run since and has not said who it is
         interval_s = event.get("interval_s") or self.interval_s
@@ -305,7 +324,7 @@ class RunLog:
         held = f"another driver holds run {self.run_id}"
         if event:
             held += f" (on {event['host'].partition(':')[0]}, pid {event['pid']})"
-        if not wait:
+        if not self._wait:
             raise RunHeld(held)
         logger.info("run %s is unfinished: watching for %.0f s whether a driver works on it", self.run_id, interval_s)
         before = self._fence.number
@@ -314,13 +333,6 @@ class RunLog:
             time.sleep(min(left, interval_s / 5))
             if self._fence.refresh() != before:
                 raise RunHeld(held)
-
-    def _claim(self) -> None:
-        if self._claimed:
-            return
-        self._commit(empty("scores"))
-        self._claimed = True
-        self._event("claimed")
 
     def _event(self, event: str, counts: Mapping[str, int] | None = None) -> None:
         objects, size = self._manifest_totals() if event != "claimed" else (None, None)
@@ -462,10 +474,12 @@ def _short(value: str | None) -> str:
     return value if len(value) <= 40 else value[:37] + "..."
 
 
-def _resting(state: RunState, number: int) -> bool:
-    """Whether the run's newest commit is that of an event by which its driver left it."""
+def _resting(state: RunState, fence: Fence) -> bool:
+    """Whether the run's newest commit is that of an event by which its driver left it, or of a compaction after it."""
     event = state.newest
-    return event is not None and event["event"] != "claimed" and event["fence"] == number
+    if event is None or event["event"] == "claimed":
+        return False
+    return fence.number in (event["fence"], fence.number_of(COMPACTION))
 
 
 def _host() -> str:

@@ -50,7 +50,7 @@ class PlainConfig:
     seed: int = 0
     shares: tuple[float, float, float] = (0.7, 0.15, 0.15)
     """Of the patients: train, validation, test."""
-    stages: tuple[tuple[int, int], ...] = ((96, 11), (160, 2))
+    stages: tuple[tuple[int, int], ...] = ((80, 8), (112, 4), (160, 2))
     """(input size, epochs) in turn: small inputs first, since an epoch at 160 px costs four times one at 96."""
     batch: int = 8
     learning_rate: float = 1e-3

@@ -1,0 +1,97 @@
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from deltalake import DeltaTable, write_deltalake
+from deltalake.exceptions import DeltaError
+from run_driver import FINGERPRINT, object_ids, score_rows
+
+from angio_ray.storage import Storage
+from angio_ray.tables.root import KeyMismatch, TableRoot, TablesError
+from angio_ray.tables.schema import TABLES
+
+
+def test_ensure_makes_all_tables_once(root: TableRoot) -> None:
+    root.ensure(FINGERPRINT)
+    assert [root.open(table).version() for table in TABLES] == [0, 0, 0, 0]
+    assert root.open("scores").metadata().description.startswith("One row per (run, object)")
+
+
+def test_another_key_is_refused_and_both_are_named(root: TableRoot) -> None:
+    with pytest.raises(KeyMismatch, match=f"{FINGERPRINT}.*ffff"):
+        root.ensure("ffff")
+
+
+def test_identified_tables_go_to_their_own_root(tmp_path: Path) -> None:
+    (tmp_path / "results").mkdir()
+    (tmp_path / "identified").mkdir()
+    root = TableRoot(Storage(str(tmp_path / "results")), Storage(str(tmp_path / "identified")))
+    root.ensure(FINGERPRINT)
+    assert sorted(path.name for path in (tmp_path / "results").iterdir()) == ["runs", "scores"]
+    assert sorted(path.name for path in (tmp_path / "identified").iterdir()) == ["clips", "manifests"]
+
+
+def test_of_processes_with_different_keys_one_makes_the_tables(tables: Path) -> None:
+    program = """
+import sys
+from angio_ray.storage import Storage
+from angio_ray.tables.root import KeyMismatch, TableRoot
+root = TableRoot(Storage(sys.argv[1]))
+print("ready", flush=True); sys.stdin.readline()
+try:
+    root.ensure(sys.argv[2])
+except KeyMismatch:
+    sys.exit(2)
+"""
+    command = [sys.executable, "-c", program, str(tables)]
+    keys = ["a", "b", "a"]
+    processes = [
+        subprocess.Popen([*command, key], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) for key in keys
+    ]
+    try:
+        for process in processes:
+            assert process.stdout is not None
+            assert process.stdout.readline() == "ready\n"
+        for process in processes:
+            assert process.stdin is not None
+            process.stdin.write("\n")
+            process.stdin.flush()
+        codes = [process.wait(60) for process in processes]
+    finally:
+        for process in processes:
+            process.kill()
+            process.communicate()
+    made_by = [DeltaTable(str(tables / t)).metadata().configuration["angio_ray.key_fingerprint"] for t in TABLES]
+    assert len(set(made_by)) == 1
+    assert codes == [0 if key == made_by[0] else 2 for key in keys]
+
+
+@pytest.mark.parametrize(
+    "columns",
+    [
+        {"status": "done"},
+        {"reason": "truncated"},
+        {"status": "rejected"},
+        {"status": "rejected", "reason": "because"},
+        {"quality_probability": 1.5},
+    ],
+    ids=lambda columns: "-".join(columns),
+)
+def test_constraints_refuse_any_writer(root: TableRoot, columns: dict[str, object]) -> None:
+    rows = score_rows("r", object_ids(1), **columns)
+    with pytest.raises(DeltaError):
+        write_deltalake(root.open("scores"), rows, mode="append")
+
+
+def test_tables_of_an_older_release_ask_for_the_upgrade(tables: Path) -> None:
+    DeltaTable.create(
+        str(tables / "scores"),
+        score_rows("r", []).select(["run_id", "object_id"]).schema,
+        configuration={"angio_ray.key_fingerprint": FINGERPRINT},
+        raise_if_key_not_exists=False,
+    )
+    with pytest.raises(TablesError, match=r"angio-ray tables upgrade"):
+        TableRoot(Storage(str(tables))).ensure(FINGERPRINT)
