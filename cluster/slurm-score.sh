@@ -27,7 +27,8 @@ export RAY_SYMMETRIC_RUN_CLUSTER_WAIT_TIMEOUT="${RAY_SYMMETRIC_RUN_CLUSTER_WAIT_
 # This script runs on the first node. Ray compares the address with the node's interfaces, so it cannot be a loopback name.
 head_ip="${ANGIO_RAY_HEAD_IP:-$(hostname -I | cut -d ' ' -f 1)}"
 port=$((20000 + SLURM_JOB_ID % 20000))
-export ANGIO_RAY_ADDRESS="$head_ip:$port"
+# Both symmetric-run's own waiting and the driver would otherwise start a second, private cluster.
+export RAY_ADDRESS="$head_ip:$port"
 
 # Sockets, logs and spilled objects (frames of patients) of each node; gone when its task ends.
 export ANGIO_RAY_TMP="/tmp/angio-ray-$SLURM_JOB_ID"
@@ -39,13 +40,13 @@ trap 'rm -f "$ANGIO_RAY_MARK"' EXIT
 
 driver() {
     echo started >"$ANGIO_RAY_MARK"
-    RAY_ADDRESS="$ANGIO_RAY_ADDRESS" exec python jobs/score.py "$@"
+    exec python jobs/score.py "$@"
 }
 
 node() {
     umask 077
     trap 'rm -rf "$ANGIO_RAY_TMP"' EXIT
-    ray symmetric-run --address "$ANGIO_RAY_ADDRESS" --min-nodes "$SLURM_JOB_NUM_NODES" \
+    ray symmetric-run --address "$RAY_ADDRESS" --min-nodes "$SLURM_JOB_NUM_NODES" \
         --num-cpus="$SLURM_CPUS_ON_NODE" --temp-dir="$ANGIO_RAY_TMP" --disable-usage-stats \
         -- bash -c 'driver "$@"' angio-ray "$@"
 }

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import io
+import multiprocessing
 import multiprocessing.context
 import os
 import signal
@@ -16,14 +17,12 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import TimeoutError as FutureTimeout
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import ThreadPoolExecutor
 from multiprocessing import popen_spawn_posix, resource_tracker, spawn, util
+from multiprocessing.connection import Connection
 from multiprocessing.context import reduction, set_spawning_popen  # type: ignore[attr-defined]
 from types import TracebackType
 from typing import Any, TypeVar
-
-from pebble import ProcessExpired, ProcessPool
 
 from angio_ray.clip import ClipRejected, Reason
 
@@ -38,24 +37,32 @@ _ONE_THREAD = dict.fromkeys(
     ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS", "OPENCV_FOR_THREADS_NUM", "NUMEXPR_NUM_THREADS"), "1"
 )
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
+_START_TIMEOUT_S = 120.0
 _OUT_OF_MEMORY_KILL = -signal.SIGKILL
 """Nobody but the kernel's out-of-memory killer (or an operator) kills a child so; its own timeout is told apart."""
 
 
 class Sandbox:
-    """Runs functions in one child process, one at a time; callers on other threads wait their turn."""
+    """Runs functions in one child process, one at a time; callers on other threads wait their turn.
+
+    Not pebble's pool: there a child that is killed while it waits for work (by the out-of-memory killer, say) dies with
+    the lock of the task queue in its hands, and the next call hangs for ever without its timeout ever starting. Here one
+    pipe belongs to one child, and both are thrown away together.
+    """
 
     def __init__(self, *, memory_bytes: int, timeout_s: float, prepare: Callable[[], None] | None = None) -> None:
         """`prepare` runs in each new child before its limits are set: what it imports is not paid for by a clip."""
         self._memory_bytes = memory_bytes
         self._timeout_s = timeout_s
         self._prepare = prepare
-        self._lock = threading.Lock()
-        self._pool: ProcessPool | None = None
-        self._closed = threading.Event()
+        self._turn = threading.Lock()
+        self._child: _Child | None = None
+        self._closed = False
+        # The kernel ends a child when the *thread* that started it ends: this one lives as long as the sandbox
+        self._starter = ThreadPoolExecutor(max_workers=1, thread_name_prefix="sandbox-starter")
 
     def run(self, function: Callable[..., T], *args: Any, timeout_s: float | None = None) -> T:
-        """Result of `function(*args)`, or the exception it raised. Both must pickle; the timeout counts from its start.
+        """Result of `function(*args)`, or the exception it raised. All must pickle; the timeout counts from its start.
 
         Raises
         ------
@@ -63,32 +70,28 @@ class Sandbox:
             `decode_timeout`, `out_of_memory` or `decoder_crashed` (with the number of the signal or the exit status).
         """
         limit_s = self._timeout_s if timeout_s is None else timeout_s
-        for attempt in range(2):
-            pool = self._running_pool()
+        with self._turn:
+            child = self._living_child()
             try:
-                return pool.schedule(function, args=args, timeout=limit_s).result()
-            except FutureTimeout:
-                raise ClipRejected(Reason.DECODE_TIMEOUT, f"not done within {limit_s:g} s") from None
-            except MemoryError:
-                limit = f"a limit of {self._memory_bytes >> 20} MiB"
-                raise ClipRejected(Reason.OUT_OF_MEMORY, f"not done within {limit}") from None
-            except ProcessExpired as expired:
-                raise _cause_of_death(expired.exitcode) from None
-            except (BrokenProcessPool, RuntimeError) as broken:
-                # A child killed while it was idle breaks the pool before the function was started: once more, afresh.
-                # A RuntimeError of the function itself is passed on as any other.
-                if pool.active or attempt or self._closed.is_set():
-                    raise broken
-                self._forget(pool)
-        raise AssertionError("unreachable")
+                done, result = child.ask((function, args), limit_s)
+            except BaseException:
+                self._child = None
+                child.end()
+                raise
+        if done:
+            return result  # type: ignore[no-any-return]
+        if isinstance(result, MemoryError):
+            raise ClipRejected(Reason.OUT_OF_MEMORY, f"not done within a limit of {self._memory_bytes >> 20} MiB")
+        raise result
 
     def close(self) -> None:
         """End the child. `run` may not be called again."""
-        self._closed.set()
-        with self._lock:
-            pool, self._pool = self._pool, None
-        if pool is not None:
-            _stop(pool)
+        with self._turn:
+            self._closed = True
+            child, self._child = self._child, None
+            if child is not None:
+                child.end()
+        self._starter.shutdown()
 
     def __enter__(self) -> Sandbox:
         return self
@@ -96,30 +99,51 @@ class Sandbox:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _running_pool(self) -> ProcessPool:
-        with self._lock:
-            if self._closed.is_set():
-                raise ValueError("the sandbox is closed")
-            if self._pool is None:
-                self._pool = ProcessPool(
-                    max_workers=1,
-                    initializer=_enter,
-                    initargs=(self._memory_bytes, os.getpid(), self._prepare),
-                    context=_SandboxContext(),
-                )
-                # The kernel ends the child when the *thread* that started it ends: a thread of its own starts it
-                started = threading.Event()
-                threading.Thread(
-                    target=_host, args=(self._pool, started, self._closed), name="sandbox-host", daemon=True
-                ).start()
-                started.wait()
-            return self._pool
+    def _living_child(self) -> _Child:
+        if self._closed:
+            raise ValueError("the sandbox is closed")
+        if self._child is not None and not self._child.is_alive():  # killed while it was idle: no clip's fault
+            self._child.end()
+            self._child = None
+        if self._child is None:
+            self._child = self._starter.submit(_Child, self._memory_bytes, self._prepare).result()
+        return self._child
 
-    def _forget(self, pool: ProcessPool) -> None:
-        with self._lock:
-            if self._pool is pool:
-                self._pool = None
-        _stop(pool)
+
+class _Child:
+    """One child process and the pipe to it."""
+
+    def __init__(self, memory_bytes: int, prepare: Callable[[], None] | None) -> None:
+        self._pipe, childs_end = multiprocessing.Pipe()
+        arguments = (childs_end, memory_bytes, os.getpid(), prepare)
+        self._process = _SandboxContext().Process(target=_serve, args=arguments, name="sandbox", daemon=True)
+        self._process.start()
+        childs_end.close()  # so that the pipe ends with the child
+        try:
+            self.ask(None, _START_TIMEOUT_S)
+        except ClipRejected as rejected:
+            self.end()
+            raise RuntimeError(f"no decoding process could be started: {rejected.detail}") from None
+
+    def is_alive(self) -> bool:
+        return self._process.is_alive()
+
+    def ask(self, question: Any, limit_s: float) -> tuple[bool, Any]:
+        """Whether it went well, and the result or the exception. `ClipRejected` where the child died or is too slow."""
+        try:
+            self._pipe.send(question)
+            if self._pipe.poll(limit_s):
+                answer: tuple[bool, Any] = self._pipe.recv()
+                return answer
+        except (EOFError, OSError):
+            self._process.join(timeout=5)
+            raise _cause_of_death(self._process.exitcode) from None
+        raise ClipRejected(Reason.DECODE_TIMEOUT, f"not done within {limit_s:g} s")
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.join()
+        self._pipe.close()
 
 
 class SharedBytes:
@@ -184,27 +208,34 @@ def _cause_of_death(exitcode: int | None) -> ClipRejected:
     return ClipRejected(Reason.DECODER_CRASHED, f"the decoding process ended with status {exitcode}")
 
 
-def _host(pool: ProcessPool, started: threading.Event, closed: threading.Event) -> None:
-    with contextlib.suppress(RuntimeError):
-        pool.schedule(_nothing)
-    started.set()
-    closed.wait()
-
-
-def _nothing() -> None:
-    """A first task: it makes the pool start its child on the thread that asks."""
-
-
-def _stop(pool: ProcessPool) -> None:
-    with contextlib.suppress(RuntimeError):  # a broken pool
-        pool.stop()
-        pool.join(timeout=10)
+def _serve(pipe: Connection, memory_bytes: int, parent_pid: int, prepare: Callable[[], None] | None) -> None:
+    """The child's life: answer one question after another until the pipe ends."""
+    _enter(memory_bytes, parent_pid, prepare)
+    while True:
+        try:
+            question = pipe.recv()
+            if question is None:
+                answer: tuple[bool, Any] = (True, None)
+            else:
+                function, args = question
+                answer = (True, function(*args))
+        except EOFError:
+            return
+        except Exception as error:
+            answer = (False, error)
+        try:
+            pipe.send(answer)
+        except (OSError, BrokenPipeError):
+            return
+        except Exception as error:  # what cannot be pickled
+            pipe.send((False, TypeError(f"the sandbox cannot send back {type(error).__name__}")))
 
 
 def _enter(memory_bytes: int, parent_pid: int, prepare: Callable[[], None] | None) -> None:
     """First thing in a child: die with the parent, import, then limits; silence, since decoders print what they read."""
     import resource
 
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
     if os.getppid() != parent_pid:  # it died before the line above

@@ -301,8 +301,13 @@ def probe_clips(window: ClipWindow, count: int, *, seed: int = 0) -> np.ndarray:
     return clips
 
 
+def likely_fastest(device: Device = "cpu") -> BackendChoice:
+    """What `choose_backend` finds fastest as a rule, without measuring: for tables of cost, not for runs."""
+    return _candidates(device)[-1]
+
+
 def _candidates(device: Device) -> list[BackendChoice]:
-    """What is worth measuring here, the plainest first."""
+    """What is worth measuring here, the plainest first and the likely fastest last."""
     if device == "cuda":
         choices = [BackendChoice(device="cuda"), BackendChoice(device="cuda", channels_last=True)]
         return choices + [replace(c, precision="bfloat16") for c in choices]

@@ -5,12 +5,13 @@ GMAC are counted by ptflops 0.7.5 with `backend="pytorch"`, the way that gives t
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from angio_ray.models import NETS, NetSpec
-from angio_ray.models.backends import BackendChoice, make_runner, probe_clips
+from angio_ray.models.backends import BackendChoice, likely_fastest, make_runner, probe_clips
 from angio_ray.models.classifier import ClipClassifier, Ensemble
 
 
@@ -24,6 +25,8 @@ class CostRow:
     ms_per_clip: float | None
     frames_per_s: float | None
     """Frames that the net sees (16 or 4 a clip), by the time above."""
+    backend: str | None
+    """What ran it, when it was timed."""
     paper_params_m: float
     paper_gmac: float
     paper_ms_per_clip: float
@@ -51,28 +54,58 @@ def count(spec: NetSpec) -> tuple[int, float]:
 def cost_table(
     names: Sequence[str] | None = None,
     *,
+    clips: int = 0,
     choice: BackendChoice | None = None,
-    num_threads: int = 1,
-    batch_size: int = 1,
+    num_threads: int | None = None,
 ) -> list[CostRow]:
-    """One row a net (default: all).
+    """One row a net (default: all). ValueError for an unknown name.
 
-    With `choice` each net also runs on that backend, at its own window and with initial weights, on `batch_size` clips:
-    once to warm up, then up to three times within about two seconds; the best pass counts. Without, no time is measured.
+    With `clips` above nought each net also runs on a batch of so many made-up clips at its own window, with initial weights:
+    once to warm up, then up to three times within about two seconds; the best pass counts. It runs on `choice` (default: the
+    likely fastest of this machine, on all its processors).
     """
+    if unknown := [name for name in names or () if name not in NETS]:
+        raise ValueError(f"unknown net {', '.join(unknown)}; there is {', '.join(NETS)}")
+    choice = choice or likely_fastest()
+    threads = num_threads or len(os.sched_getaffinity(0))
     rows = []
     for name in names or NETS:
         spec = NETS[name]
         params, macs = count(spec)
-        seconds = None if choice is None else _seconds_per_clip(spec, choice, num_threads, batch_size)
+        seconds = _seconds_per_clip(spec, choice, threads, clips) if clips else None
         rows.append(CostRow(
             net=name, params_m=params / 1e6, gmac=macs / 1e9,
             ms_per_clip=None if seconds is None else seconds * 1000,
             frames_per_s=None if seconds is None else spec.window.num_frames / seconds,
+            backend=None if seconds is None else f"{choice}, {threads} threads",
             paper_params_m=spec.paper.params_m, paper_gmac=spec.paper.gmac,
             paper_ms_per_clip=spec.paper.ms_per_clip, paper_frames_per_s=spec.paper.frames_per_s,
         ))
     return rows
+
+
+def render(rows: Sequence[CostRow]) -> None:
+    """Print the rows as a table, the paper's figures beside ours."""
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title="Quality nets: cost here | the paper's (times on a V100; what they include is not stated)")
+    table.add_column("net")
+    for column in ("params M", "GMAC", "ms/clip", "frames/s"):
+        table.add_column(f"{column}\nhere | paper", justify="right")
+    for row in rows:
+        table.add_row(
+            row.net, f"{row.params_m:.2f} | {row.paper_params_m:g}", f"{row.gmac:.2f} | {row.paper_gmac:g}",
+            f"{_number(row.ms_per_clip)} | {row.paper_ms_per_clip:g}", f"{_number(row.frames_per_s)} | {row.paper_frames_per_s:g}",
+        )
+    console = Console()
+    console.print(table)
+    if backend := next((row.backend for row in rows if row.backend), None):
+        console.print(f"Here: {backend}. A 2D net's GMAC is one frame's; a clip has four.")
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.1f}"
 
 
 def _seconds_per_clip(spec: NetSpec, choice: BackendChoice, num_threads: int, batch_size: int) -> float:

@@ -31,8 +31,8 @@ def ray_cluster() -> Iterator[Mapping[str, float]]:
     if address := os.environ.get("RAY_ADDRESS"):
         options["address"] = address
     else:
-        if "RAY_AUTH_MODE" not in os.environ:  # a private cluster takes a token of its own: none is written under HOME
-            os.environ["RAY_AUTH_MODE"] = "token"
+        if "RAY_AUTH_MODE" not in os.environ:
+            # Ray then turns token authentication on, and would write a token under HOME: a private cluster has its own
             os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
         memory = psutil.virtual_memory().total
         shm = psutil.disk_usage("/dev/shm").free if Path("/dev/shm").is_dir() else memory

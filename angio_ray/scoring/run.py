@@ -149,7 +149,10 @@ def _score(config: ScoreConfig) -> tuple[int, list[str]]:
             )
             retried = ids_with_reason(root, config.run, config.retry)
             driver = _Driver(config, run_log, source, plan, run_facts, key, patients, stop)
-            driver.run(retried)
+            try:
+                driver.run(retried)
+            except StorageUnavailable as error:
+                raise RunError(f"not finished: {error}; run the same command again", 1) from error
             return driver.written, notes
 
 

@@ -18,7 +18,7 @@ from deltalake import CommitProperties, DeltaTable, Field, Transaction, write_de
 
 from angio_ray.tables.clip_log import CLIPS_WRITER
 from angio_ray.tables.fence import STORE_ERRORS, Fence, RunHeld, TableUnwritable, describe
-from angio_ray.tables.root import TableRoot, TablesError, configuration, missing_columns
+from angio_ray.tables.root import TableRoot, TablesError, configuration, fingerprint, missing_columns
 from angio_ray.tables.run_log import COMPACTION, run_state
 from angio_ray.tables.schema import TABLES, declaration
 
@@ -67,12 +67,16 @@ def vacuum(root: TableRoot, hours: int = MIN_VACUUM_HOURS) -> dict[str, int]:
 
 
 def upgrade(root: TableRoot) -> list[str]:
-    """Brings the tables to this release's schema: adds columns, comments and constraints, and says what it did.
+    """Brings the tables to this release's schema: adds tables, columns, comments, constraints; says what it did.
 
     Changes no row and drops no column. A driver at work goes on: it takes up the new schema at its next commit.
     """
     done: list[str] = []
+    key = fingerprint(root.open("scores"))
     for table in TABLES:
+        if not root.exists(table) and key is not None:
+            root.create(table, key)
+            done.append(f"{table}: made")
         handle = root.open(table)
         declared = {field["name"]: field for field in declaration(table)["fields"]}
         if missing := missing_columns(table, handle):
@@ -101,7 +105,8 @@ def _upgrade_constraints(table: str, handle: DeltaTable) -> list[str]:
             done.append(f"{table}: constraint {name} dropped")
     for name, sql in wanted.items():
         if found.get(name) != sql:
-            handle.alter.add_constraint({name: sql})  # checks the rows that are there
+            handle.alter.add_constraint({name: sql})  # checks the rows that are there, and rewrites the text
+            handle.alter.set_table_properties({prefix + name: sql})  # our text, so that the next upgrade finds it
             done.append(f"{table}: constraint {name}")
     return done
 

@@ -82,7 +82,7 @@ class TableRoot:
         """
         for table in TABLES:
             if not self.exists(table):
-                self._create(table, key_fingerprint)
+                self.create(table, key_fingerprint)
             handle = self.open(table)
             found = fingerprint(handle)
             if found != key_fingerprint:
@@ -96,7 +96,8 @@ class TableRoot:
                     "run `angio-ray tables upgrade`"
                 )
 
-    def _create(self, table: str, key_fingerprint: str) -> None:
+    def create(self, table: str, key_fingerprint: str) -> None:
+        """Makes an absent table; no error when another process was faster (whose key may differ)."""
         try:
             DeltaTable.create(
                 self.uri(table),

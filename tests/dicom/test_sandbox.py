@@ -53,7 +53,6 @@ def hungry() -> int:
 
 def child_facts() -> dict:
     return {
-        "pid": os.getpid(),
         "modules": set(sys.modules),
         "environment": dict(os.environ),
         "initial_environment": Path("/proc/self/environ").read_bytes() if sys.platform == "linux" else b"",
@@ -73,13 +72,14 @@ def test_child_has_no_heavy_modules_no_secrets_and_limits(monkeypatch: pytest.Mo
     with Sandbox(memory_bytes=MEMORY_BYTES, timeout_s=20, prepare=decoding.prepare) as fresh:
         facts = fresh.run(child_facts)
     roots = {module.partition(".")[0] for module in facts["modules"]}
-    assert not roots & {"ray", "torch", "boto3", "botocore", "s3fs", "deltalake", "pyarrow", "pytest"}
+    # (pytest and psutil come with this file, whose function runs there)
+    assert not roots & {"ray", "torch", "boto3", "botocore", "s3fs", "deltalake", "pyarrow"}
     assert {"numpy", "cv2", "imagecodecs", "pydicom"} <= roots
     assert not SECRETS.keys() & facts["environment"].keys()
     assert not any(name.encode() in facts["initial_environment"] for name in SECRETS)
     assert facts["data"] == (MEMORY_BYTES, MEMORY_BYTES)
     assert facts["core"] == (0, 0)
-    assert facts["threads"] <= 3  # its own and what the pool uses to listen; no pool of a library
+    assert facts["threads"] == 1
 
 
 def test_environment_is_a_list_of_what_is_let_through() -> None:
@@ -108,8 +108,7 @@ def test_a_fault_costs_one_call_and_the_next_runs(sandbox: Sandbox, function, re
 def test_a_child_killed_while_idle_is_replaced(sandbox: Sandbox) -> None:
     pid = sandbox.run(os.getpid)
     os.kill(pid, signal.SIGKILL)
-    psutil.wait_procs([psutil.Process(pid)] if psutil.pid_exists(pid) else [], timeout=5)
-    time.sleep(0.5)  # the pool notices
+    time.sleep(0.2)
     assert sandbox.run(os.getpid) != pid
 
 
@@ -118,8 +117,10 @@ def test_exceptions_of_the_function_come_back(sandbox: Sandbox) -> None:
         sandbox.run(int, "x")
     with pytest.raises(RuntimeError, match="asyncio"):
         sandbox.run(raise_runtime_error)
-    with pytest.raises((StopIteration, RuntimeError)):
+    with pytest.raises(StopIteration):
         sandbox.run(stop_iteration)
+    with pytest.raises(TypeError, match="cannot send back"):
+        sandbox.run(threading.Lock)
     assert sandbox.run(len, b"abc") == 3
 
 
@@ -209,4 +210,5 @@ def test_shared_bytes_are_sparse_and_seen_by_the_child(sandbox: Sandbox) -> None
         assert os.fstat(memory.fd).st_blocks * 512 < 1 << 20
         with pytest.raises(EOFError):
             memory.read(4, (1 << 32) - 3)
-    assert not os.path.exists(memory.path) or not os.path.samefile("/proc/self", memory.path)
+    with pytest.raises(OSError):  # noqa: PT011
+        sandbox.run(read_shared, memory.path, 6)

@@ -6,7 +6,7 @@ import pytest
 
 from angio_ray.models import NETS
 from angio_ray.models.backends import BackendChoice
-from angio_ray.models.cost import cost_table, count
+from angio_ray.models.cost import cost_table, count, render
 
 TABLE = {  # as the paper prints them; ResNet-152 3D counts 136.12 where it prints 136.11
     "r18_2d": (11.18, 3.41),
@@ -28,7 +28,20 @@ def test_the_table_has_a_row_a_net_and_times_only_when_asked_for() -> None:
     assert [row.net for row in rows] == list(NETS)
     assert all(row.ms_per_clip is None and row.frames_per_s is None for row in rows)
     assert [row.paper_gmac for row in rows] == [3.41, 21.46, 59.79, 136.11, 2.56]
-    (timed,) = cost_table(["x3d_s"], choice=BackendChoice(channels_last=True))
+    (timed,) = cost_table(["x3d_s"], clips=1, choice=BackendChoice(channels_last=True), num_threads=1)
+    assert timed.backend == "torch float32 channels-last, 1 threads"
     assert timed.ms_per_clip is not None
     assert timed.ms_per_clip > 0
     assert timed.frames_per_s == pytest.approx(16_000 / timed.ms_per_clip)
+
+
+def test_the_printed_table_shows_ours_beside_the_papers(capsys: pytest.CaptureFixture[str]) -> None:
+    render(cost_table(["r152_3d"]))
+    shown = capsys.readouterr().out
+    assert "136.12 | 136.11" in shown
+    assert "- | 66.9" in shown
+
+
+def test_an_unknown_net_is_one_clear_line() -> None:
+    with pytest.raises(ValueError, match="unknown net resnet9000; there is r18_2d"):
+        cost_table(["resnet9000"])

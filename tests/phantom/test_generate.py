@@ -55,7 +55,7 @@ def test_labels_describe_the_files(made: Path) -> None:
         if row["quality"] == "satisfactory":
             order = [row[n] for n in ("first_contrast", "contrast_begin", "best_frame", "contrast_end", "last_contrast")]
             assert order == sorted(order)
-            assert 0 <= order[0]
+            assert order[0] >= 0
             assert order[-1] < ds.NumberOfFrames
             assert row["artery"] in ("LCA", "RCA")
         else:
@@ -104,7 +104,15 @@ def test_header_and_length_say_nothing_about_the_class() -> None:
 
 @pytest.mark.parametrize(
     "wrong",
-    [{"patients": 0}, {"clips": (3, 2)}, {"frames": (2, 9)}, {"size": 8}, {"unsatisfactory": 1.5}, {"fps": 0.1}, {"syntax": "gif"}],
+    [
+        {"patients": 0},
+        {"clips": (3, 2)},
+        {"frames": (2, 9)},
+        {"size": 8},
+        {"unsatisfactory": 1.5},
+        {"fps": 0.1},
+        {"syntax": "gif"},
+    ],
     ids=lambda w: next(iter(w)),
 )
 def test_config_refuses_what_makes_no_sense(wrong: dict[str, object]) -> None:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 from deltalake import CommitProperties, Field, Transaction, write_deltalake
+from deltalake.exceptions import DeltaError
 from deltalake.schema import PrimitiveType
 from run_driver import CONFIG, manifest_rows, object_ids, score_rows
 
@@ -195,7 +196,7 @@ def test_a_commit_whose_reply_is_lost_is_not_written_twice(root: TableRoot) -> N
     version = root.open("scores").version()
     for number in range(version + 1, version + 12):
         (place / f"{number:020d}.checkpoint.parquet").mkdir()
-    with pytest.raises(OSError, match="directory"):
+    with pytest.raises(DeltaError, match="directory"):
         write_deltalake(root.open("scores"), score_rows("foreign", IDS[:1]), mode="append")
     for start in range(0, 40, 8):
         assert log.commit(score_rows("r", IDS[start : start + 8])) == 8
