@@ -79,7 +79,7 @@ class Sandbox:
                 child.end()
                 raise
         if done:
-            return result  # type: ignore[no-any-return]
+            return result
         if isinstance(result, MemoryError):
             raise ClipRejected(Reason.OUT_OF_MEMORY, f"not done within a limit of {self._memory_bytes >> 20} MiB")
         raise result

@@ -96,7 +96,8 @@ def render(rows: Sequence[CostRow]) -> None:
     for row in rows:
         table.add_row(
             row.net, f"{row.params_m:.2f} | {row.paper_params_m:g}", f"{row.gmac:.2f} | {row.paper_gmac:g}",
-            f"{_number(row.ms_per_clip)} | {row.paper_ms_per_clip:g}", f"{_number(row.frames_per_s)} | {row.paper_frames_per_s:g}",
+            f"{_number(row.ms_per_clip)} | {row.paper_ms_per_clip:g}",
+            f"{_number(row.frames_per_s)} | {row.paper_frames_per_s:g}",
         )
     console = Console()
     console.print(table)

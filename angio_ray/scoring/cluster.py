@@ -43,13 +43,27 @@ def ray_cluster() -> Iterator[Mapping[str, float]]:
             "object_store_memory": int(max(100 << 20, min(2 << 30, memory // 5, shm // 2))),
         }
     try:
-        ray.init(**options)
+        with _quiet_descriptor(2):  # Ray's core announces its log level there; what matters it raises
+            ray.init(**options)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise RunError(f"cannot reach the Ray cluster: {str(error).splitlines()[0]}", 2) from error
     try:
         yield ray.cluster_resources()
     finally:
         ray.shutdown()
+
+
+@contextmanager
+def _quiet_descriptor(number: int) -> Iterator[None]:
+    """Send what is written to this file descriptor nowhere, whoever writes it."""
+    kept, nowhere = os.dup(number), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, number)
+        yield
+    finally:
+        os.dup2(kept, number)
+        os.close(kept)
+        os.close(nowhere)
 
 
 def check_nodes_see(path: str) -> None:

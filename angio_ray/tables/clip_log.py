@@ -15,8 +15,8 @@ import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
 
 from angio_ray.clip import is_transient
-from angio_ray.tables.fence import STORE_ERRORS, TableUnwritable, align, describe
-from angio_ray.tables.root import TableRoot
+from angio_ray.tables.fence import TableUnwritable, align
+from angio_ray.tables.root import STORE_ERRORS, TableRoot, describe
 from angio_ray.tables.schema import conform
 
 logger = logging.getLogger(__name__)

@@ -20,22 +20,19 @@ from __future__ import annotations
 
 import logging
 import random
-import re
 import time
 from collections.abc import Mapping
 
 import pyarrow as pa
 from deltalake import CommitProperties, DeltaTable, Transaction, write_deltalake
-from deltalake.exceptions import CommitFailedError, DeltaError
+from deltalake.exceptions import CommitFailedError
 
-from angio_ray.tables.root import TableRoot, TablesError
+from angio_ray.tables.root import STORE_ERRORS, TableRoot, TablesError, describe
 
 logger = logging.getLogger(__name__)
 
 _TRIES = 6
 _FIRST_PAUSE_S = 0.25
-# Errors of delta-rs are DeltaError; those of the store below it come as OSError.
-STORE_ERRORS = (DeltaError, OSError)
 
 
 class RunHeld(Exception):
@@ -184,13 +181,3 @@ def align(rows: pa.Table, handle: DeltaTable) -> pa.Table:
         index = rows.schema.get_field_index(field.name)
         columns.append(rows.column(index) if index >= 0 else pa.nulls(rows.num_rows, field.type))
     return pa.table(columns, schema=schema)
-
-
-def describe(error: Exception) -> str:
-    """One line of an error of delta-rs or of the store below it, without values of rows."""
-    lines = [re.sub(r"\x1b\[[0-9;]*m|↳", "", line).strip() for line in str(error).splitlines()]
-    lines = [line for line in lines if line] or [type(error).__name__]
-    if isinstance(error, DeltaError):
-        # what follows the first line can be a preview of rows
-        return lines[0].removeprefix("Generic DeltaTable error: ").removeprefix("External error: ")
-    return ", ".join(lines)[:300]

@@ -17,8 +17,16 @@ import pyarrow.compute as pc
 from deltalake import CommitProperties, DeltaTable, Field, Transaction, write_deltalake
 
 from angio_ray.tables.clip_log import CLIPS_WRITER
-from angio_ray.tables.fence import STORE_ERRORS, Fence, RunHeld, TableUnwritable, describe
-from angio_ray.tables.root import TableRoot, TablesError, configuration, fingerprint, missing_columns
+from angio_ray.tables.fence import Fence, RunHeld, TableUnwritable
+from angio_ray.tables.root import (
+    STORE_ERRORS,
+    TableRoot,
+    TablesError,
+    configuration,
+    describe,
+    fingerprint,
+    missing_columns,
+)
 from angio_ray.tables.run_log import COMPACTION, run_state
 from angio_ray.tables.schema import TABLES, declaration
 
@@ -106,7 +114,8 @@ def _upgrade_constraints(table: str, handle: DeltaTable) -> list[str]:
     for name, sql in wanted.items():
         if found.get(name) != sql:
             handle.alter.add_constraint({name: sql})  # checks the rows that are there, and rewrites the text
-            handle.alter.set_table_properties({prefix + name: sql})  # our text, so that the next upgrade finds it
+            # in our own words again, so that the next upgrade knows it
+            handle.alter.set_table_properties({prefix + name: sql}, raise_if_not_exists=False)
             done.append(f"{table}: constraint {name}")
     return done
 

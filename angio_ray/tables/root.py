@@ -7,6 +7,7 @@ lie under another. Knows nothing of runs, rows or SQL.
 from __future__ import annotations
 
 import logging
+import re
 from typing import Protocol
 
 import pyarrow as pa
@@ -21,6 +22,10 @@ IDENTIFIED = frozenset({"clips", "manifests"})
 """Tables that hold URIs or original identifiers."""
 
 _FINGERPRINT = "angio_ray.key_fingerprint"
+
+
+STORE_ERRORS = (DeltaError, OSError)
+"""Errors of delta-rs, and those of the store below it."""
 
 
 class TablesError(ValueError):
@@ -78,8 +83,15 @@ class TableRoot:
         """Makes the tables that are absent, and checks that all belong to the key.
 
         Safe when several processes do it at once: a table with schema, comments, constraints and fingerprint is one
-        commit, and one of them wins. Raises KeyMismatch, or TablesError for tables of an older release.
+        commit, and one of them wins. Raises KeyMismatch, or TablesError for tables of an older release and for a store
+        that does not answer.
         """
+        try:
+            self._ensure(key_fingerprint)
+        except STORE_ERRORS as error:
+            raise TablesError(f"the tables cannot be used: {describe(error)}") from None
+
+    def _ensure(self, key_fingerprint: str) -> None:
         for table in TABLES:
             if not self.exists(table):
                 self.create(table, key_fingerprint)
@@ -109,7 +121,7 @@ class TableRoot:
                 raise_if_key_not_exists=False,  # the fingerprint is a key of ours
                 storage_options=self.options(table),
             )
-        except (DeltaError, OSError):
+        except STORE_ERRORS:
             # another process may have been first; if not, this is a real failure
             if not self.exists(table):
                 raise
@@ -139,3 +151,13 @@ def missing_columns(table: str, handle: DeltaTable) -> list[str]:
     """Declared columns that the table does not have."""
     present = set(pa.schema(handle.schema().to_arrow()).names)
     return [field.name for field in arrow_schema(table) if field.name not in present]
+
+
+def describe(error: Exception) -> str:
+    """One line of an error of delta-rs or of the store below it, without values of rows."""
+    lines = [re.sub(r"\x1b\[[0-9;]*m|↳", "", line).strip() for line in str(error).splitlines()]
+    lines = [line for line in lines if line] or [type(error).__name__]
+    if isinstance(error, DeltaError):
+        # what follows the first line can be a preview of rows
+        return lines[0].removeprefix("Generic DeltaTable error: ").removeprefix("External error: ")
+    return ", ".join(lines)[:300]

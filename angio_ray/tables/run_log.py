@@ -28,8 +28,8 @@ import pyarrow.compute as pc
 
 from angio_ray import __version__
 from angio_ray.tables.clip_log import ClipLog
-from angio_ray.tables.fence import STORE_ERRORS, Fence, RunHeld, TableUnwritable, describe
-from angio_ray.tables.root import TableRoot, TablesError, fingerprint
+from angio_ray.tables.fence import Fence, RunHeld, TableUnwritable
+from angio_ray.tables.root import STORE_ERRORS, TableRoot, TablesError, describe, fingerprint
 from angio_ray.tables.schema import arrow_schema, conform, empty
 
 __all__ = ["ConfigMismatch", "RunHeld", "RunIncomplete", "RunLog", "RunState", "TableUnwritable", "run_state"]
@@ -147,13 +147,16 @@ class RunLog:
         """
         if not _RUN_ID.fullmatch(run_id):
             raise TablesError(f"run id {run_id!r}: letters, digits, '.', '_' and '-', at most 128")
-        state = run_state(root, run_id)
-        _check_config(state, config)
-        log = cls(root, state, config, interval_s, wait)
-        if state.finished:
-            log._ids = log._read_ids()
-        else:
-            log._claim()
+        try:
+            state = run_state(root, run_id)
+            _check_config(state, config)
+            log = cls(root, state, config, interval_s, wait)
+            if state.finished:
+                log._ids = log._read_ids()
+            else:
+                log._claim()
+        except STORE_ERRORS as error:
+            raise TableUnwritable(f"run {run_id} cannot be claimed: {describe(error)}") from None
         if heartbeat:
             threading.Thread(target=_beat, args=(weakref.ref(log), log._closed, interval_s / 3), daemon=True).start()
         return log

@@ -21,8 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from angio_ray.tables.fence import STORE_ERRORS
-from angio_ray.tables.root import TableRoot, TablesError
+from angio_ray.tables.root import STORE_ERRORS, TableRoot, TablesError, describe
 
 logger = logging.getLogger(__name__)
 
@@ -42,11 +41,14 @@ def connect(root: TableRoot) -> duckdb.DuckDBPyConnection:
     """A DuckDB connection with the tables as they are now, and the views.
 
     Where the root of `clips` cannot be reached, `clips` and `manifests` are missing and the views work without them.
-    Raises TablesError when `scores` or `runs` is not there.
+    Raises TablesError when `scores` or `runs` is not there or cannot be read.
     """
     connection = duckdb.connect(":memory:", config={"python_enable_replacements": "false"})
-    for table in ("scores", "runs"):
-        connection.register(table, root.open(table).to_pyarrow_dataset())
+    try:
+        for table in ("scores", "runs"):
+            connection.register(table, root.open(table).to_pyarrow_dataset())
+    except STORE_ERRORS as error:
+        raise TablesError(f"the tables cannot be read: {describe(error)}") from None
     has_clips = True
     for table in ("clips", "manifests"):
         try:

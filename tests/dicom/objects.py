@@ -199,4 +199,3 @@ def with_element_before_pixels(data: bytes, extra: bytes) -> bytes:
     """Insert bytes just before the pixel data element."""
     place = data.index(b"\xe0\x7f\x10\x00")
     return data[:place] + extra + data[place:]
-

@@ -127,9 +127,9 @@ def test_half_a_frame_is_never_decoded_as_if_whole(syntax: str) -> None:
     frame = moving_frames(1, 64, 64)[0]
     half = SYNTAXES[syntax](frame)
     half = half[: len(half) // 2]
+    data = xa_compressed([half], frame[None], syntax=syntax)
     with pytest.raises(ClipRejected) as rejected:
-        header = codecs.check_frame(half, layout(frame), syntax)
-        codecs.decode_frame(half, header, layout(frame), syntax)
+        decode_frames(data)
     assert rejected.value.reason in (Reason.TRUNCATED, Reason.DECODE_ERROR)
 
 
@@ -170,8 +170,11 @@ def test_pydicom_decodes_what_the_first_codec_cannot(monkeypatch: pytest.MonkeyP
 
 @pytest.mark.parametrize(
     "data",
-    [b"", b"\xff", b"\xff\xd8\xff", b"\xff\xd8\xff\xc0", b"\xff\xd8" + b"\xff" * 500, b"\xff\xd8\xff\xda", b"\0" * 100]
-    + [b"\xff\x4f\xff\x51", b"\xff\x4f\xff\x51" + b"\0" * 60, b"\xff\xd8\xff\xe0\0\0", b"\xff\xd8\xff\xe0\0\x10" * 9],
+    [
+        *(b"", b"\xff", b"\xff\xd8\xff", b"\xff\xd8\xff\xc0", b"\xff\xd8" + b"\xff" * 500, b"\xff\xd8\xff\xda"),
+        *(b"\0" * 100, b"\xff\x4f\xff\x51", b"\xff\x4f\xff\x51" + b"\0" * 60, b"\xff\xd8\xff\xe0\0\0"),
+        b"\xff\xd8\xff\xe0\0\x10" * 9,
+    ],
 )
 @pytest.mark.parametrize("syntax", SYNTAXES)
 def test_scraps_are_refused_with_a_reason(data: bytes, syntax: str) -> None:

@@ -134,8 +134,12 @@ def test_pixel_data_never_closed_is_read_when_every_frame_is_there() -> None:
 
 @pytest.mark.parametrize(
     ("num_bytes", "reason"),
-    [(3 * 3072, Reason.FRAME_COUNT_MISMATCH), (5 * 3072, Reason.FRAME_COUNT_MISMATCH)]
-    + [(4 * 3072 - 700, Reason.GEOMETRY_MISMATCH), (4 * 3072 + 5000, Reason.GEOMETRY_MISMATCH)],
+    [
+        (3 * 3072, Reason.FRAME_COUNT_MISMATCH),
+        (5 * 3072, Reason.FRAME_COUNT_MISMATCH),
+        (4 * 3072 - 700, Reason.GEOMETRY_MISMATCH),
+        (4 * 3072 + 5000, Reason.GEOMETRY_MISMATCH),
+    ],
 )
 def test_native_data_of_another_length(num_bytes: int, reason: Reason) -> None:
     frames = moving_frames(4)

@@ -33,7 +33,7 @@ def test_2d_nets_average_the_probabilities_of_their_frames() -> None:
         classifier.net.fc.weight[0] = 6 * direction / direction.norm() ** 2
         classifier.net.fc.weight[1] = 0
         classifier.net.fc.bias[:] = 0
-        classifier.net.fc.bias[1] = (classifier.net.fc.weight[0] @ features).mean()
+        classifier.net.fc.bias[1] = (features @ classifier.net.fc.weight[0]).mean()
     frames = ((clips / 255.0 - 0.45) / 0.225).unsqueeze(2).expand(-1, -1, 3, -1, -1)
     with torch.inference_mode():
         each = torch.stack([torch.softmax(classifier.net(frames[:, t]), dim=1) for t in range(4)], dim=1)

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from deltalake import DeltaTable, Schema
 from run_driver import CONFIG, FINGERPRINT, object_ids, score_rows
-from test_run_log import clip_rows, stored, take, undisturbed
+from test_run_log import Spawn, clip_rows, read_until, stored, take, undisturbed
 
 from angio_ray.storage import Storage
 from angio_ray.tables.maintenance import compact, upgrade, vacuum
@@ -86,6 +86,20 @@ print([(result.name, result.files_after, result.skipped) for result in compact(r
     assert stored(root) == undisturbed()
     assert len(root.open("scores").file_uris()) == 1
     assert root.open("clips").to_pyarrow_table().num_rows == 40
+
+
+def test_compaction_beside_a_driver_at_work(root: TableRoot, spawn: Spawn) -> None:
+    for run in ("a", "b", "c"):
+        finished_run(root, run)
+    driver = spawn("r", "--batch", "2")
+    read_until(driver, "committed 1")
+    compact(root)
+    said, _ = driver.communicate()
+    assert driver.returncode == 0, said
+    compact(root)
+    for run in ("a", "b", "c", "r"):
+        assert stored(root, run) == undisturbed(run)
+    assert len(root.open("scores").file_uris()) == 4
 
 
 def test_compaction_of_an_unknown_run_is_one_clear_line(root: TableRoot) -> None:

@@ -265,6 +265,34 @@ def test_the_fence_survives_checkpoints_and_the_clean_up_of_the_log(root: TableR
     assert take(root).finished
 
 
+class Renewing:
+    """A place whose credentials are renewed all the time."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.renewals = 0
+
+    def delta_uri(self, *parts: str) -> str:
+        return str(self.folder.joinpath(*parts))
+
+    def delta_options(self) -> dict[str, str]:
+        self.renewals += 1
+        return {"aws_session_token": str(self.renewals)}
+
+
+def test_renewed_credentials_are_taken_up_and_the_fence_holds(root: TableRoot, tables: Path) -> None:
+    log = take(TableRoot(Renewing(tables)), interval_s=0.3, heartbeat=False)
+    for start in range(0, 24, 8):
+        log.commit(score_rows("r", IDS[start : start + 8]))
+        log.append_clips(clip_rows(IDS[start : start + 8]))
+    with take(root) as other:
+        with pytest.raises(RunHeld):
+            log.commit(score_rows("r", IDS[24:32]))
+        other.commit(score_rows("r", IDS[24:]))
+    assert stored(root) == undisturbed()
+    assert root.open("clips").to_pyarrow_table().num_rows == 24
+
+
 # -- two drivers -----------------------------------------------------------------------------------------------------
 
 

@@ -11,7 +11,7 @@ from test_run_log import clip_rows, stored, take, undisturbed
 from angio_ray.storage import Storage
 from angio_ray.tables.maintenance import compact
 from angio_ray.tables.root import TableRoot, TablesError
-from angio_ray.tables.run_log import TableUnwritable, run_state
+from angio_ray.tables.run_log import RunHeld, TableUnwritable, run_state
 from angio_ray.tables.sql import query
 
 if TYPE_CHECKING:
@@ -51,6 +51,17 @@ def test_a_run_on_s3_from_claim_to_sql(behind: TableRoot) -> None:
     assert query(behind, "SELECT count(*) AS n FROM latest_scores").to_pylist() == [{"n": 40}]
 
 
+def test_of_two_drivers_on_s3_the_older_is_fenced(behind: TableRoot) -> None:
+    zombie = take(behind, interval_s=0.3, heartbeat=False)
+    zombie.commit(score_rows("r", IDS[:10]))
+    log = take(behind)
+    with pytest.raises(RunHeld):
+        zombie.commit(score_rows("r", IDS[10:20]))
+    log.commit(score_rows("r", IDS[10:]))
+    log.finish({})
+    assert stored(behind) == undisturbed()
+
+
 @pytest.mark.parametrize("loss", ["drop_reply", "spoil_reply"])
 def test_a_commit_whose_reply_is_lost_is_not_written_twice(
     behind: TableRoot, proxied: TableRoot, s3_proxy: S3Proxy, loss: str
@@ -87,6 +98,9 @@ def test_revoked_credentials_stop_the_run_and_a_rerun_completes_it(
     with pytest.raises((TableUnwritable, TablesError)) as caught:
         log.commit(score_rows("r", IDS[20:]))
     assert "\n" not in str(caught.value)
+    with pytest.raises(TablesError) as caught_again:
+        proxied.ensure(FINGERPRINT)
+    assert "\n" not in str(caught_again.value)
     assert not log.stop()
     s3_proxy.clear()
     assert stored(behind) == undisturbed(ids=IDS[:20])
