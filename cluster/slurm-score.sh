@@ -53,8 +53,8 @@ node() {
 export -f driver node
 
 # One task per node; the one on this node becomes the head and runs the driver, whose exit code is the job's.
-srun --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --cpu-bind=none --kill-on-bad-exit=1 \
-    bash -c 'node "$@"' angio-ray "$@"
+# The other tasks end about a minute later: Ray waits that long for a head to come back.
+srun --ntasks="$SLURM_JOB_NUM_NODES" --ntasks-per-node=1 --cpu-bind=none bash -c 'node "$@"' angio-ray "$@"
 if [[ ! -s $ANGIO_RAY_MARK ]]; then
     echo "angio-ray: Ray did not start on $head_ip; see the lines above" >&2
     exit 1
