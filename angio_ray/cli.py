@@ -83,8 +83,7 @@ def sql(
     """
     from angio_ray.tables import sql as engine
 
-    with engine.connect(_root(tables, clips)) as connection:
-        engine.write_result(engine.query(connection, query), format, out)
+    engine.write_result(engine.query(_root(tables, clips), query), format, out)
     return 0
 
 
@@ -186,26 +185,25 @@ def compact(*, tables: Tables, clips: Clips = None, run: str | None = None) -> i
     """
     from angio_ray.tables.maintenance import compact as run_compact
 
-    for line in run_compact(_root(tables, clips), run):
-        print(line)
+    for done in run_compact(_root(tables, clips), run):
+        said = done.skipped or f"{done.num_rows:,} rows, {done.files_before:,} files -> {done.files_after:,}"
+        print(f"{done.name}: {said}")
     return 0
 
 
 @tables_app.command
-def vacuum(*, tables: Tables, clips: Clips = None, hours: int = 168, dry_run: bool = True) -> int:
+def vacuum(*, tables: Tables, clips: Clips = None, hours: int = 168) -> int:
     """Delete files that no version of the last hours refers to.
 
     Parameters
     ----------
     hours:
         Age below which nothing is deleted; at least 168.
-    dry_run:
-        Only list what would go.
     """
     from angio_ray.tables.maintenance import vacuum as run_vacuum
 
-    for line in run_vacuum(_root(tables, clips), hours=hours, dry_run=dry_run):
-        print(line)
+    for table, number in run_vacuum(_root(tables, clips), hours).items():
+        print(f"{table}: {number:,} files deleted")
     return 0
 
 
@@ -214,7 +212,7 @@ def upgrade(*, tables: Tables, clips: Clips = None) -> int:
     """Bring the tables to this version's schemas: adds columns, changes none."""
     from angio_ray.tables.maintenance import upgrade as run_upgrade
 
-    for line in run_upgrade(_root(tables, clips)):
+    for line in run_upgrade(_root(tables, clips)) or ["the tables are up to date"]:
         print(line)
     return 0
 

@@ -46,10 +46,10 @@ def demo(out: Path) -> int:
         f"   {summary.statuses.total()} rows, one per object, {summary.written} of them now ({summary.seconds:.0f} s)\n"
         f'3. angio-ray sql "..." --tables {tables}'
     )
-    with sql.connect(TableRoot(Storage(str(tables)))) as connection:
-        for title, query in QUERIES.items():
-            say.print(f"\n{title}")
-            sql.write_result(sql.query(connection, query))
+    root = TableRoot(Storage(str(tables)))
+    for title, query in QUERIES.items():
+        say.print(f"\n{title}")
+        sql.write_result(sql.query(root, query))
     say.print(
         f'\nResearch use only; every clip here is synthetic. Ask more: angio-ray sql "SHOW TABLES" --tables {tables}'
     )

@@ -201,7 +201,7 @@ def voi(dataset: DataSet, shared: DataSet | None, per_frame: list[DataSet]) -> V
     if tables and (found := _voi_lut(tables[0])) is not None:
         return found
     center, width = group.number(0x00281050, "DS"), group.number(0x00281051, "DS")
-    function = group.text(0x00281056) or "LINEAR"
+    function = next(iter(group.texts(0x00281056)), "") or "LINEAR"
     if center is None or width is None or width < (1 if function == "LINEAR" else 1e-6):
         return None
     return Voi(center=center, width=width, function=function)

@@ -111,9 +111,11 @@ class DataSet:
         return None if element is None else bytes(self.source.buffer[element.start : element.stop])
 
     def text(self, tag: int) -> str | None:
-        """First value of a text element, in the object's character set, without its padding."""
-        values = self.texts(tag)
-        return values[0] or None if values else None
+        """A text element that has one value, in the object's character set, without its padding.
+
+        A backslash stays: identifiers that differ behind one are not the same.
+        """
+        return "\\".join(self.texts(tag)) or None
 
     def texts(self, tag: int) -> list[str]:
         """All values of a text element; without values, an empty list."""

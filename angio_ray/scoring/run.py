@@ -91,8 +91,7 @@ def score(config: ScoreConfig) -> RunSummary:
         raise RunError(str(error), 4) from error
     except (TableUnwritable, RunIncomplete) as error:
         raise RunError(f"not finished: {error}; run the same command again", 1) from error
-    root = open_root(config.tables, config.clips)
-    statuses, reasons = run_counts(root, config.run)
+    statuses, reasons = run_counts(open_root(config.tables, config.clips), config.run)
     return RunSummary(config.run, statuses, reasons, written, time.monotonic() - started, notes)
 
 
@@ -105,7 +104,7 @@ def _score(config: ScoreConfig) -> tuple[int, list[str]]:
     patients = load_patients(config.patient_map, key)
     root.ensure(key.fingerprint)
     state = run_state(root, config.run)
-    if state.finished and not config.retry:
+    if state.finished and state.config and not config.retry:
         with RunLog.open(
             root,
             config.run,
@@ -156,6 +155,13 @@ def _score(config: ScoreConfig) -> tuple[int, list[str]]:
             return driver.written, notes
 
 
+class StopEvent(threading.Event):
+    """Set by SIGTERM or SIGINT."""
+
+    signum = 0
+    """Which of them it was."""
+
+
 class _Driver:
     """Takes the pipeline's rows, sets transient failures aside, and commits the rest."""
 
@@ -168,7 +174,7 @@ class _Driver:
         facts: RunFacts,
         key: PseudonymKey,
         patients: PatientIdentity,
-        stop: threading.Event,
+        stop: StopEvent,
     ) -> None:
         self.config = config
         self.run_log = run_log
@@ -349,15 +355,15 @@ def _in_background(blocks: Iterator[pa.Table]) -> Iterator[pa.Table | None]:
 
 
 @contextmanager
-def _stop_signals() -> Iterator[threading.Event]:
+def _stop_signals() -> Iterator[StopEvent]:
     """An event that SIGTERM and SIGINT set while this is open in the main thread; its `signum` says which."""
-    event = threading.Event()
+    event = StopEvent()
     if threading.current_thread() is not threading.main_thread():
         yield event
         return
 
     def stop(signum: int, _frame: object) -> None:
-        event.signum = signum  # type: ignore[attr-defined]
+        event.signum = signum
         event.set()
 
     before = {s: signal.signal(s, stop) for s in (signal.SIGTERM, signal.SIGINT)}
@@ -379,8 +385,14 @@ def open_source(uri: str) -> Storage:
 
 
 def open_root(tables: str, clips: str | None) -> TableRoot:
-    """The tables, wherever they are."""
-    return TableRoot(Storage(tables), Storage(clips) if clips else None)
+    """The tables, wherever they are; RunError (2) where these places cannot be written."""
+    places = [Storage(uri) for uri in (tables, clips) if uri]
+    for place in places:
+        try:
+            place.probe_write()
+        except StorageUnavailable as error:
+            raise RunError(str(error), 2) from error
+    return TableRoot(*places)
 
 
 def load_run_key(key_file: Path | None, tables: str, root: TableRoot) -> PseudonymKey:

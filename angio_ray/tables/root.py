@@ -72,7 +72,7 @@ class TableRoot:
             raise TablesError(f"there is no table {table} in {self.uri(table)}") from None
 
     def exists(self, table: str) -> bool:
-        """Whether the table is there."""
+        """Whether the table is there. Raises OSError or DeltaError where the store does not answer."""
         try:
             self.open(table)
         except TablesError:
@@ -160,4 +160,6 @@ def describe(error: Exception) -> str:
     if isinstance(error, DeltaError):
         # what follows the first line can be a preview of rows
         return lines[0].removeprefix("Generic DeltaTable error: ").removeprefix("External error: ")
-    return ", ".join(lines)[:300]
+    codes = re.findall(r"<Code>(\w+)</Code>", str(error))  # S3's own word for it
+    told = [line.removeprefix("Kernel error -> ") for line in lines if not line.startswith(("Error performing", "<"))]
+    return ", ".join([*told, *codes])[:300]
