@@ -31,6 +31,7 @@ app.command(tables_app)
 
 Config = Parameter(name="*")
 Tables = Annotated[str, Parameter(help="Folder or s3:// prefix of the Delta tables.")]
+Range = Annotated[tuple[int, int], Parameter(negative="")]
 Clips = Annotated[str | None, Parameter(help="Root of `clips` and `manifests`, when it is another one.")]
 
 
@@ -88,7 +89,7 @@ def sql(
 
 
 @app.command
-def phantom(out: str, *, patients: int = 6, seed: int = 0, size: int = 512, frames: tuple[int, int] = (60, 120)) -> int:
+def phantom(out: str, *, patients: int = 6, seed: int = 0, size: int = 512, frames: Range = (60, 120)) -> int:
     """Make synthetic clips with known truth: DICOM files and labels.parquet.
 
     Parameters
@@ -143,13 +144,13 @@ def models(*, clips: int = 8, nets: str = "all") -> int:
 
 
 @app.command
-def doctor(*, uri: str | None = None) -> int:
+def doctor(uri: Annotated[list[str] | None, Parameter(negative="")] = None) -> int:
     """What is installed and what it can do here: processors, GPUs, codecs with their speed, storage, Ray.
 
     Parameters
     ----------
     uri:
-        Folder or bucket to reach.
+        Folders or s3:// prefixes to reach.
     """
     from angio_ray.doctor import doctor as run_doctor
 
@@ -162,12 +163,14 @@ def compare(run_a: str, run_b: str, *, tables: Tables, task: str = "quality", pl
 
     Parameters
     ----------
-    run_a, run_b:
-        The runs.
+    run_a:
+        The first run.
+    run_b:
+        The second run: differences are its scores less those of the first.
     task:
         Whose scores.
     plot:
-        PNG file for a scatter of the scores.
+        PNG file for a scatter of the scores and a histogram of their differences.
     """
     from angio_ray.evaluation.compare import compare as run_compare
 

@@ -17,6 +17,7 @@ import pyarrow as pa
 import ray
 
 from angio_ray.clip import Reason
+from angio_ray.models import TASKS
 from angio_ray.scoring.config import Gate
 from angio_ray.scoring.crash_ledger import run_guarded
 from angio_ray.scoring.rows import scored_schema
@@ -28,8 +29,6 @@ class ClipScorer:
     """Callable for `map_batches`: a table of `decoded_schema` -> a table of `scored_schema(tasks)`, one row per clip."""
 
     def __init__(self, bundles: Mapping[str, Any], backend: Any, ledger: Any, *, gate: Gate, threads: int) -> None:
-        from angio_ray.models import TASKS
-
         self.bundles = {task: ray.get(ref) for task, ref in bundles.items()}
         for bundle in self.bundles.values():
             bundle.check()
@@ -74,9 +73,9 @@ class ClipScorer:
             for p in positions:
                 results[p][f"{task}_status"] = "skipped"
             self._run_task(task, live, frames, results)
-            if task == "quality":
+            if gate := TASKS[task].gate_column:
                 for p in live:
-                    if results[p].get("quality_satisfactory") is False and self._gates(rows[p]):
+                    if results[p].get(gate) is False and self._gates(task, rows[p]):
                         results[p]["status"] = "gated"
         elapsed_ms = (time.perf_counter() - started) * 1000 / max(len(positions), 1)
         for result in results.values():
@@ -89,10 +88,10 @@ class ClipScorer:
                 result.update(reason=failed[0], detail="no task could score this clip", status="rejected")
         return [results[p] for p in positions]
 
-    def _gates(self, row: Mapping[str, Any]) -> bool:
-        """Whether the quality model may stop this clip: one trained on synthetic clips alone does not judge patients unasked."""
+    def _gates(self, task: str, row: Mapping[str, Any]) -> bool:
+        """Whether this task may stop this clip: one trained on synthetic clips alone does not judge patients unasked."""
         if self.gate == "auto":
-            return self.bundles["quality"].trained_on == "patients" or bool(row["header"]["synthetic"])
+            return self.bundles[task].trained_on == "patients" or bool(row["header"]["synthetic"])
         return self.gate == "on"
 
     def _run_task(

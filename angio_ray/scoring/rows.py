@@ -15,6 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from angio_ray.clip import ClipHeader
+from angio_ray.models import TASKS
 from angio_ray.pseudonyms import PatientIdentity, PseudonymKey
 from angio_ray.sampling import ClipWindow
 from angio_ray.tables.schema import arrow_schema
@@ -48,8 +49,6 @@ def decoded_schema(windows: Sequence[ClipWindow]) -> pa.Schema:
 
 def task_columns(tasks: Sequence[str]) -> list[str]:
     """Columns of `scores` that the given tasks fill, in the table's order."""
-    from angio_ray.models import TASKS
-
     wanted = {c for task in tasks for c in (f"{task}_status", f"{task}_reason", *TASKS[task].columns)}
     return [name for name in arrow_schema("scores").names if name in wanted]
 

@@ -59,6 +59,8 @@ _PASSES = 3
 """The first, and up to two more for what failed in a transient way."""
 _BROKEN_PIPELINES_ALLOWED = 3
 _TICK_S = 0.25
+_IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+"""Ray sets this for the driver of a submitted job."""
 
 
 @dataclass(frozen=True)
@@ -235,7 +237,7 @@ class _Driver:
                         self.run_log.stop(dict(self.progress.counts))
                         raise RunError(
                             "stopped: what was scored is committed; run the same command again", 128 + self.stop.signum
-                        )  # type: ignore[attr-defined]
+                        )
                     self._commit_if_due()
                 self._commit()
                 return
@@ -399,7 +401,7 @@ def load_run_key(key_file: Path | None, tables: str, root: TableRoot) -> Pseudon
     """The key that was named, else (only for a local table root) the one beside it, made on first use and said aloud."""
     place = Storage(tables)
     try:
-        if key_file or os.environ.get(KEY_FILE_VARIABLE) or place.is_s3 or "RAY_JOB_ID" in os.environ:
+        if key_file or os.environ.get(KEY_FILE_VARIABLE) or place.is_s3 or _IN_JOB in os.environ:
             return load_key(key_file)
         beside = Path(tables.removeprefix("file://").rstrip("/") + ".key")
         if beside.exists():

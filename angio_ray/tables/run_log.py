@@ -181,18 +181,30 @@ class RunLog:
         """Stores the run's listing, all of it or nothing, and returns the number of objects.
 
         Columns of a batch: object_id, uri, size_bytes, etag (run_id is filled in). An object that is listed twice is
-        stored once. Raises TablesError when the run has its manifest, TableUnwritable (list again in a rerun).
+        stored once. Raises TablesError when the run has its manifest, TableUnwritable (list again in a rerun), and
+        whatever the listing itself raises.
         """
         if self.has_manifest:
             raise TablesError(f"run {self.run_id} has its manifest")
         with self._lock:
             self._claim()
         totals = [0, 0]
-        reader = pa.RecordBatchReader.from_batches(arrow_schema("manifests"), self._manifest_batches(batches, totals))
+        failures: list[Exception] = []
+
+        def listing() -> Iterator[pa.RecordBatch]:
+            try:
+                yield from self._manifest_batches(batches, totals)
+            except Exception as error:
+                failures.append(error)  # on its way through delta-rs it would become another error
+                raise
+
+        reader = pa.RecordBatchReader.from_batches(arrow_schema("manifests"), listing())
         # a fence of its own in its own table: the atomic commit is what makes the manifest complete
         try:
             Fence(self._root, "manifests", self._manifest_name, self.driver_id).commit(reader)
             self._totals = (totals[0], totals[1])
+        except TableUnwritable as error:
+            raise (failures[0] if failures else error) from None
         except RunHeld:
             self.commit()  # raises RunHeld unless it was an earlier driver, now fenced: then its listing holds
         return self._manifest_totals()[0] or 0

@@ -68,6 +68,16 @@ BAD: dict[str, tuple[Any, Reason]] = {
     "a CT": (xa_bytes(FRAMES, SOPClassUID="1.2.840.10008.5.1.4.1.1.2"), Reason.NOT_XA),
     "no pixel data": (xa_bytes(FRAMES, PixelData=None), Reason.NO_PIXEL_DATA),
     "empty pixel data": (xa_bytes(FRAMES, PixelData=b""), Reason.NO_PIXEL_DATA),
+    "float pixel data": (
+        xa_bytes(FRAMES).replace(b"\xe0\x7f\x10\x00OB", b"\xe0\x7f\x08\x00OF"),
+        Reason.NO_PIXEL_DATA,
+    ),
+    "pixel data of undefined length": (
+        xa_bytes(FRAMES).replace(
+            b"\xe0\x7f\x10\x00OB\0\0" + struct.pack("<I", FRAMES.nbytes), b"\xe0\x7f\x10\x00OB\0\0" + b"\xff" * 4
+        ),
+        Reason.HEADER_INVALID,
+    ),
     "MPEG-4": (renamed(GOOD, "1.2.840.10008.1.2.1\0", "1.2.840.10008.1.9.9\0"), Reason.UNSUPPORTED_TRANSFER_SYNTAX),
     "no rows": (xa_bytes(FRAMES, Rows=None), Reason.HEADER_INVALID),
     "zero rows": (xa_bytes(FRAMES, Rows=0), Reason.HEADER_INVALID),

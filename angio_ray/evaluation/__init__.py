@@ -1,0 +1,1 @@
+"""What finished runs say: comparisons of runs. Reads the tables, scores nothing."""
