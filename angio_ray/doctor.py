@@ -219,8 +219,8 @@ def _backend(report: _Report) -> Iterator[Any]:
 
     from angio_ray.models.backends import likely_fastest
 
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    yield Text(f"{likely_fastest(device)}, as a rule; a run measures and checks the others too before it decides")
+    choice = likely_fastest("cuda" if torch.cuda.is_available() else "cpu")
+    yield Text(f"{choice}, as a rule; a run measures and checks the others too before it decides")
 
 
 def _codecs(report: _Report) -> Iterator[Any]:
@@ -250,7 +250,7 @@ def codec_speeds() -> list[CodecSpeed]:
         signed=False, photometric="MONOCHROME2", little=True,
     )
     jpeg = "1.2.840.10008.1.2.4."
-    families: tuple[tuple[str, str, Callable[[np.ndarray], bytes]], ...] = (
+    families: tuple[tuple[str, str, Callable[[np.ndarray], bytes | bytearray]], ...] = (
         ("native", "1.2.840.10008.1.2.1", lambda image: image.tobytes()),
         ("RLE", "1.2.840.10008.1.2.5", _rle),
         ("JPEG baseline", f"{jpeg}50", lambda image: imagecodecs.jpeg8_encode(image, level=90)),
@@ -263,7 +263,7 @@ def codec_speeds() -> list[CodecSpeed]:
 
 
 def _codec_speed(
-    family: str, uid: str, encode: Callable[[np.ndarray], bytes], frame: np.ndarray, layout: Any
+    family: str, uid: str, encode: Callable[[np.ndarray], bytes | bytearray], frame: np.ndarray, layout: Any
 ) -> CodecSpeed:
     from angio_ray.clip import ClipRejected
     from angio_ray.dicom import codecs, grey

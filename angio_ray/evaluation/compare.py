@@ -166,7 +166,7 @@ def task_columns(task: str) -> TaskColumns:
 
 
 def read_run(root: TableRoot, run: str, task: str = "quality") -> pa.Table:
-    """The columns of `scores` that a comparison needs, all rows of the run; the same facts of a run are dictionaries."""
+    """All rows of the run with the columns that a comparison needs; `bundle` is the digest of the task's bundle."""
     columns = task_columns(task)
     wanted = ["object_id", "clip_id", "status", "reason", "backend", "precision", "model_domain", "bundles"]
     wanted += [name for name in (columns.status, columns.probability, columns.threshold, columns.satisfactory) if name]
@@ -174,14 +174,12 @@ def read_run(root: TableRoot, run: str, task: str = "quality") -> pa.Table:
     parts = []
     for batch in batches:
         if batch.num_rows:
-            digests = [dict(entry or ()).get(task) for entry in batch.column("bundles").to_pylist()]
+            digests = pc.map_lookup(batch.column("bundles"), query_key=task, occurrence="first")
             table = pa.Table.from_batches([batch]).drop_columns(["bundles"])
-            parts.append(table.append_column("bundle", pa.array(digests, pa.string()).dictionary_encode()))
+            parts.append(table.append_column("bundle", digests))
     schema = arrow_schema("scores")
-    empty = pa.schema([schema.field(name) for name in wanted if name != "bundles"]).append(
-        pa.field("bundle", pa.dictionary(pa.int32(), pa.string()))
-    )
-    return pa.concat_tables(parts).unify_dictionaries() if parts else empty.empty_table()
+    empty = pa.schema([schema.field(name) for name in wanted if name != "bundles"]).append(pa.field("bundle", pa.string()))
+    return pa.concat_tables(parts) if parts else empty.empty_table()
 
 
 def compare_rows(
@@ -420,8 +418,8 @@ def _print(found: Comparison, console: Console) -> None:
     if found.outcomes:
         console.print("\nWhat became of the clips that are in both")
         rows = sorted(found.outcomes.items(), key=lambda item: (item[0][0] == item[0][1], -item[1], item[0]))
-        cells = [(before, after, f"{count:,}", "" if before == after else "changed") for (before, after), count in rows]
-        _print_table(console, ("in A", "in B", "clips", ""), cells, numbers=(2,))
+        changes = [(before, after, f"{n:,}", "" if before == after else "changed") for (before, after), n in rows]
+        _print_table(console, ("in A", "in B", "clips", ""), changes, numbers=(2,))
     if found.flips_to_positive is not None and found.num_verdicts_both:
         flips = found.flips_to_positive + (found.flips_to_negative or 0)
         console.print(
