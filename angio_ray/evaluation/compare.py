@@ -229,6 +229,7 @@ def draw(found: Comparison, path: Path) -> None:
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
+    from matplotlib.ticker import ScalarFormatter
 
     if found.differences is None:
         raise ValueError("no clip is scored in both runs")
@@ -244,9 +245,10 @@ def draw(found: Comparison, path: Path) -> None:
     mean = found.differences.mean
     histogram.axvline(mean, color="#d62728", lw=1.2, ls="--", label=f"mean {mean:+.4f}")
     histogram.set(
-        xlabel=f"{found.task} probability, B - A", ylabel="clips", xlim=(-limit, limit), yscale="symlog",
+        xlabel=f"{found.task} probability, B - A", ylabel="clips (logarithmic)", xlim=(-limit, limit), yscale="symlog",
         title=f"largest difference {found.differences.max_absolute:.4f}",
     )
+    histogram.yaxis.set_major_formatter(ScalarFormatter())
     histogram.legend(loc="upper right")
     try:
         figure.savefig(path, dpi=120, format="png")

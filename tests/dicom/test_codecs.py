@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
-from objects import JPEG_LOSSLESS, SYNTAXES, moving_frames, xa_bytes, xa_compressed
+from tests.dicom.objects import JPEG_LOSSLESS, SYNTAXES, moving_frames, xa_bytes, xa_compressed
 from pydicom.encaps import generate_frames
 
 from angio_ray.clip import ClipRejected, Reason

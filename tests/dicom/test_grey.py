@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from objects import encode_jpeg_ls, moving_frames, written, xa_bytes, xa_compressed, xa_dataset
+from tests.dicom.objects import encode_jpeg_ls, moving_frames, written, xa_bytes, xa_compressed, xa_dataset
 from pydicom.dataset import Dataset
 
 from angio_ray.dicom.reader import decode_frames, to_uint8

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pydicom
 import pytest
-from objects import Bytes, element, moving_frames, with_element_before_pixels, written, xa_bytes, xa_dataset
+from tests.dicom.objects import Bytes, element, moving_frames, with_element_before_pixels, written, xa_bytes, xa_dataset
 from pydicom.dataset import Dataset
 
 from angio_ray.clip import ClipRejected, Reason

@@ -6,7 +6,7 @@ import struct
 
 import numpy as np
 import pytest
-from objects import (
+from tests.dicom.objects import (
     JPEG_LOSSLESS,
     SYNTAXES,
     Bytes,

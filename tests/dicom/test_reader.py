@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from objects import (
+from tests.dicom.objects import (
     Bytes,
     element,
     encode_jpeg,

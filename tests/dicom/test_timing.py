@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from objects import moving_frames, xa_bytes
+from tests.dicom.objects import moving_frames, xa_bytes
 
 from angio_ray.dicom.header import Source, parse_object
 from angio_ray.dicom.timing import FrameTimes, frame_times

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from run_driver import FINGERPRINT
+from tests.tables.run_driver import FINGERPRINT
 
 from angio_ray.storage import Storage
 from angio_ray.tables.root import TableRoot

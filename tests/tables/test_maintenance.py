@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from deltalake import DeltaTable, Schema
-from run_driver import CONFIG, FINGERPRINT, object_ids, score_rows
+from tests.tables.run_driver import CONFIG, FINGERPRINT, object_ids, score_rows
 from test_run_log import Spawn, clip_rows, read_until, stored, take, undisturbed
 
 from angio_ray.storage import Storage

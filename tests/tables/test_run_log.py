@@ -16,7 +16,7 @@ import pytest
 from deltalake import CommitProperties, Field, Transaction, write_deltalake
 from deltalake.exceptions import DeltaError
 from deltalake.schema import PrimitiveType
-from run_driver import CONFIG, manifest_rows, object_ids, score_rows
+from tests.tables.run_driver import CONFIG, manifest_rows, object_ids, score_rows
 
 from angio_ray.tables import run_log
 from angio_ray.tables.clip_log import ClipLog

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from run_driver import FINGERPRINT, object_ids, score_rows
+from tests.tables.run_driver import FINGERPRINT, object_ids, score_rows
 from test_run_log import clip_rows, stored, take, undisturbed
 
 from angio_ray.storage import Storage

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from run_driver import FINGERPRINT, object_ids, score_rows
+from tests.tables.run_driver import FINGERPRINT, object_ids, score_rows
 from test_run_log import clip_rows, take
 
 from angio_ray.storage import Storage

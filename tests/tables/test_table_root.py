@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from deltalake import DeltaTable, write_deltalake
 from deltalake.exceptions import DeltaError
-from run_driver import FINGERPRINT, object_ids, score_rows
+from tests.tables.run_driver import FINGERPRINT, object_ids, score_rows
 
 from angio_ray.storage import Storage
 from angio_ray.tables.root import KeyMismatch, TableRoot, TablesError
