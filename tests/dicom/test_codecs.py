@@ -8,13 +8,13 @@ from pathlib import Path
 import numpy as np
 import pydicom
 import pytest
-from tests.dicom.objects import JPEG_LOSSLESS, SYNTAXES, moving_frames, xa_bytes, xa_compressed
 from pydicom.encaps import generate_frames
 
 from angio_ray.clip import ClipRejected, Reason
 from angio_ray.dicom import codecs
 from angio_ray.dicom.facts import PixelLayout
 from angio_ray.dicom.reader import decode_frames
+from tests.dicom.objects import JPEG_LOSSLESS, SYNTAXES, moving_frames, xa_bytes, xa_compressed
 
 LOSSY = {f"1.2.840.10008.1.2.4.{n}" for n in ("50", "51", "53", "55")}
 BY_LIBJPEG = {"1.2.840.10008.1.2.4.51", "1.2.840.10008.1.2.4.57", JPEG_LOSSLESS}

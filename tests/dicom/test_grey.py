@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.dicom.objects import encode_jpeg_ls, moving_frames, written, xa_bytes, xa_compressed, xa_dataset
 from pydicom.dataset import Dataset
 
 from angio_ray.dicom.reader import decode_frames, to_uint8
+from tests.dicom.objects import encode_jpeg_ls, moving_frames, written, xa_bytes, xa_compressed, xa_dataset
 
 EIGHT = moving_frames(4)
 TWELVE = moving_frames(4, bits=12)

@@ -7,11 +7,11 @@ from pathlib import Path
 
 import pydicom
 import pytest
-from tests.dicom.objects import Bytes, element, moving_frames, with_element_before_pixels, written, xa_bytes, xa_dataset
 from pydicom.dataset import Dataset
 
 from angio_ray.clip import ClipRejected, Reason
 from angio_ray.dicom.header import NeedMore, ParsedObject, Source, parse_object
+from tests.dicom.objects import Bytes, element, moving_frames, with_element_before_pixels, written, xa_bytes, xa_dataset
 
 FRAMES = moving_frames(4)
 TEXTS = {

@@ -6,6 +6,10 @@ import struct
 
 import numpy as np
 import pytest
+
+from angio_ray.clip import ClipRejected, Reason
+from angio_ray.dicom.reader import ClipReader, decode_frames
+from angio_ray.sampling import resize_frames
 from tests.dicom.objects import (
     JPEG_LOSSLESS,
     SYNTAXES,
@@ -16,10 +20,6 @@ from tests.dicom.objects import (
     xa_bytes,
     xa_compressed,
 )
-
-from angio_ray.clip import ClipRejected, Reason
-from angio_ray.dicom.reader import ClipReader, decode_frames
-from angio_ray.sampling import resize_frames
 
 
 def items_of(data: bytes) -> list[int]:

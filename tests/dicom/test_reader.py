@@ -11,6 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+
+from angio_ray.clip import ClipRejected, Reason
+from angio_ray.dicom.reader import ClipReader, Limits
+from angio_ray.sampling import ClipWindow, resize_frames
 from tests.dicom.objects import (
     Bytes,
     element,
@@ -22,10 +26,6 @@ from tests.dicom.objects import (
     xa_bytes,
     xa_compressed,
 )
-
-from angio_ray.clip import ClipRejected, Reason
-from angio_ray.dicom.reader import ClipReader, Limits
-from angio_ray.sampling import ClipWindow, resize_frames
 
 FRAMES = moving_frames(48)
 GOOD = xa_bytes(FRAMES)

@@ -6,10 +6,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.dicom.objects import moving_frames, xa_bytes
 
 from angio_ray.dicom.header import Source, parse_object
 from angio_ray.dicom.timing import FrameTimes, frame_times
+from tests.dicom.objects import moving_frames, xa_bytes
 
 FRAMES = moving_frames(5, 8, 8)
 VECTOR, TIME = 0x00181065, 0x00181063

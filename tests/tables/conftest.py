@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from tests.tables.run_driver import FINGERPRINT
 
 from angio_ray.storage import Storage
 from angio_ray.tables.root import TableRoot
+from tests.tables.run_driver import FINGERPRINT
 
 Spawn = Callable[..., "subprocess.Popen[str]"]
 

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 from deltalake import DeltaTable, Schema
-from tests.tables.run_driver import CONFIG, FINGERPRINT, object_ids, score_rows
-from test_run_log import Spawn, clip_rows, read_until, stored, take, undisturbed
 
 from angio_ray.storage import Storage
 from angio_ray.tables.maintenance import compact, upgrade, vacuum
 from angio_ray.tables.root import TableRoot, TablesError
 from angio_ray.tables.run_log import RunHeld, RunLog
 from angio_ray.tables.schema import TABLES, arrow_schema, declaration
+from tests.tables.run_driver import CONFIG, FINGERPRINT, object_ids, score_rows
+from tests.tables.test_run_log import Spawn, clip_rows, read_until, stored, take, undisturbed
 
 IDS = object_ids(40)
 

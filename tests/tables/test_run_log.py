@@ -16,13 +16,13 @@ import pytest
 from deltalake import CommitProperties, Field, Transaction, write_deltalake
 from deltalake.exceptions import DeltaError
 from deltalake.schema import PrimitiveType
-from tests.tables.run_driver import CONFIG, manifest_rows, object_ids, score_rows
 
 from angio_ray.tables import run_log
 from angio_ray.tables.clip_log import ClipLog
 from angio_ray.tables.root import TableRoot, TablesError
 from angio_ray.tables.run_log import ConfigMismatch, RunHeld, RunIncomplete, RunLog, TableUnwritable, run_state
 from angio_ray.tables.schema import arrow_schema
+from tests.tables.run_driver import CONFIG, manifest_rows, object_ids, score_rows
 
 Spawn = Callable[..., "subprocess.Popen[str]"]
 IDS = object_ids(40)
@@ -424,7 +424,7 @@ def test_clips_written_by_several_processes_at_once_do_not_double(root: TableRoo
     program = f"""
 import sys
 sys.path[:0] = {[str(Path(__file__).parent)]!r}
-from test_run_log import ClipLog, IDS, clip_rows
+from tests.tables.test_run_log import ClipLog, IDS, clip_rows
 from angio_ray.storage import Storage
 from angio_ray.tables.root import TableRoot
 log = ClipLog(TableRoot(Storage({str(tables)!r})))

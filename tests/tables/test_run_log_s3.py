@@ -5,14 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import pytest
-from tests.tables.run_driver import FINGERPRINT, object_ids, score_rows
-from test_run_log import clip_rows, stored, take, undisturbed
 
 from angio_ray.storage import Storage
 from angio_ray.tables.maintenance import compact
 from angio_ray.tables.root import TableRoot, TablesError
 from angio_ray.tables.run_log import RunHeld, TableUnwritable, run_state
 from angio_ray.tables.sql import query
+from tests.tables.run_driver import FINGERPRINT, object_ids, score_rows
+from tests.tables.test_run_log import clip_rows, stored, take, undisturbed
 
 if TYPE_CHECKING:
     from tests.s3 import S3Proxy, S3Server

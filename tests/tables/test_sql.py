@@ -9,13 +9,13 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from tests.tables.run_driver import FINGERPRINT, object_ids, score_rows
-from test_run_log import clip_rows, take
 
 from angio_ray.storage import Storage
 from angio_ray.tables.root import TableRoot, TablesError
 from angio_ray.tables.schema import TABLES
 from angio_ray.tables.sql import SqlError, connect, query, write_result
+from tests.tables.run_driver import FINGERPRINT, object_ids, score_rows
+from tests.tables.test_run_log import clip_rows, take
 
 IDS = object_ids(16)
 

@@ -7,11 +7,11 @@ from pathlib import Path
 import pytest
 from deltalake import DeltaTable, write_deltalake
 from deltalake.exceptions import DeltaError
-from tests.tables.run_driver import FINGERPRINT, object_ids, score_rows
 
 from angio_ray.storage import Storage
 from angio_ray.tables.root import KeyMismatch, TableRoot, TablesError
 from angio_ray.tables.schema import TABLES
+from tests.tables.run_driver import FINGERPRINT, object_ids, score_rows
 
 
 def test_ensure_makes_all_tables_once(root: TableRoot) -> None:
