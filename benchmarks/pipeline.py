@@ -45,20 +45,14 @@ def measure(folder: Path, clips: int, naive: int, memory_runs: list[int]) -> Non
     naive_s = naive_cost(originals[:naive], bundle)
     rate, first_row_s, peaks = pipeline(folder, originals, clips)
     bound = 1000 / ((decode_ms + model_ms) / cores)
+    frames = f"{bundle.window.num_frames} of {FRAMES} frames"
+    times = rate * naive_s
     print(f"machine: {cores} cores, {os.uname().machine}; models on {backend}")
-    print(
-        f"bare model, batch 16, {cores} threads:      {1000 * cores / model_ms:7.1f} clips/s ({model_ms:.1f} core-ms a clip)"
-    )
-    print(
-        f"decode of {bundle.window.num_frames} of {FRAMES} frames, one core:  {1000 / decode_ms:7.1f} clips/s ({decode_ms:.1f} core-ms a clip)"
-    )
-    print(f"bound, all cores on both:              {bound:7.1f} clips/s")
-    print(
-        f"pipeline, steady state of {clips:,} clips: {rate:7.1f} clips/s = {rate / bound:.2f} of the bound ({first_row_s:.0f} s to the first row)"
-    )
-    print(
-        f"naive loop:                            {1 / naive_s:7.2f} clips/s; the pipeline is {rate * naive_s:.1f} times as fast"
-    )
+    print(f"bare model, batch 16, {cores} threads: {1000 * cores / model_ms:.1f} clips/s ({model_ms:.1f} core-ms a clip)")
+    print(f"decode of {frames}, one core: {1000 / decode_ms:.1f} clips/s ({decode_ms:.1f} core-ms a clip)")
+    print(f"bound, all cores on both: {bound:.1f} clips/s")
+    print(f"pipeline, {clips:,} clips: {rate:.1f} clips/s = {rate / bound:.2f} of the bound; first row after {first_row_s:.0f} s")
+    print(f"naive loop: {1 / naive_s:.2f} clips/s; the pipeline is {times:.1f} times as fast")
     print(f"peak memory at {clips:,} clips: {show(peaks)}")
     for number in memory_runs:
         _, _, peaks = pipeline(folder, originals, number)
@@ -178,6 +172,7 @@ class PeakMemory:
         self.thread.join()
 
     def watch(self):
+        """Sample every second until the run is over."""
         me = psutil.Process()
         while not self.stop.wait(1.0):
             for process in [me, *me.children(recursive=True)]:

@@ -115,3 +115,13 @@ def _type_text(kind: str | dict[str, Any]) -> str:
     if kind["type"] == "map":
         return f"map of {_type_text(kind['keyType'])} to {_type_text(kind['valueType'])}"
     return "(" + ", ".join(f"{field['name']} {_type_text(field['type'])}" for field in kind["fields"]) + ")"
+
+
+def document() -> str:
+    """All tables as `docs/tables.md`; made by `python -m angio_ray.tables.schema > docs/tables.md`, kept true by a test."""
+    head = "# The tables\n\nMade from `schemas/` by `python -m angio_ray.tables.schema`. Null means: not known or not asked for.\n"
+    return head + "".join(f"\n## {table}\n\n{markdown(table)}" for table in TABLES)
+
+
+if __name__ == "__main__":
+    print(document(), end="")

@@ -12,7 +12,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence, Set
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
@@ -44,8 +44,10 @@ class Run:
         *,
         run: str = "r",
         env: Mapping[str, str] | None = None,
+        below: int | None = None,
         **options: Any,
     ) -> None:
+        """`below`: pid of the process whose tree holds the workers, where the run joins a cluster that is there."""
         key = folder / "pseudonym.key"
         if not key.exists():
             key.write_text(KEY)
@@ -70,7 +72,9 @@ class Run:
                 start_new_session=True,
             )
         self.tree: set[psutil.Process] = set()
-        """Every process below this one that was ever seen."""
+        """Every process below this one (or of the cluster) that was ever seen."""
+        self.titles: set[str] = set()
+        self._below = below
 
     @property
     def text(self) -> str:
@@ -104,30 +108,32 @@ class Run:
     def look(self) -> set[psutil.Process]:
         """The processes below this one now."""
         with suppress(psutil.NoSuchProcess):
-            self.tree.update(psutil.Process(self.process.pid).children(recursive=True))
-        return living(self.tree)
+            self.tree.update(psutil.Process(self._below or self.process.pid).children(recursive=True))
+        alive = living(self.tree)
+        self.titles.update(map(title, alive))
+        return alive
 
-    def worker(self, title: str, *, but: int | None = None) -> psutil.Process:
+    def worker(self, name: str, *, but: psutil.Process | None = None) -> psutil.Process:
         """The (new) worker process of this title, once there is one."""
 
         def find() -> psutil.Process | None:
-            return next((p for p in self.look() if p.pid != but and _title(p).startswith(title)), None)
+            return next((p for p in self.look() if p != but and title(p).startswith(name)), None)
 
-        return self.until(find, f"{title}")
+        return self.until(find, name)
 
-    def decoding_child(self, worker: psutil.Process, *, but: int | None = None) -> psutil.Process:
+    def decoding_child(self, worker: psutil.Process, *, but: Sequence[psutil.Process] = ()) -> psutil.Process:
         """The decoding worker's (new) child, stopped (SIGSTOP) in the middle of its work.
 
         It is stopped as soon as it has its limits. The worker is then given time to hand it the next clip if it had
         none: until the worker itself does nothing more.
         """
+        known = {process.pid for process in but}
 
         def ready() -> psutil.Process | None:
             for pid in _children(worker.pid):
                 with suppress(psutil.Error):
                     child = psutil.Process(pid)
-                    limit = child.rlimit(resource.RLIMIT_DATA)[0]
-                    if pid != but and limit == _MEMORY_MB << 20:
+                    if pid not in known and child.rlimit(resource.RLIMIT_DATA)[0] == _MEMORY_MB << 20:
                         child.suspend()
                         return child
             return None
@@ -144,8 +150,11 @@ class Run:
         self.process.wait()
 
     def close(self) -> None:
-        """Ends all that is left of it, by pid."""
-        self.look()
+        """Ends all that is left of it, by pid (a cluster that it joined is left to those who started it)."""
+        if self._below is None:
+            self.look()
+        else:
+            self.tree.clear()
         for process in (self.process, *living(self.tree)):
             with suppress(psutil.NoSuchProcess, ProcessLookupError):
                 process.kill()
@@ -184,13 +193,32 @@ def wait_gone(processes: set[psutil.Process], timeout_s: float) -> None:
     """Fails when one of them is still there after so long."""
     deadline = time.monotonic() + timeout_s
     while left := living(processes):
-        assert time.monotonic() < deadline, [(p.pid, _title(p)[:80]) for p in left]
+        assert time.monotonic() < deadline, [(p.pid, title(p)[:80]) for p in left]
         time.sleep(0.05)
 
 
 def workers_of(processes: set[psutil.Process]) -> set[psutil.Process]:
     """Those that hold clips or models, and the core of Ray; not Ray's agents, which take a minute to notice its end."""
-    return {p for p in processes if "Agent" not in _title(p)}
+    return {p for p in processes if "Agent" not in title(p)}
+
+
+def differences(rows: list[dict[str, Any]], expected: list[dict[str, Any]], *, but: Set[str] = frozenset()) -> list[str]:
+    """What differs, row by row in the given order; floats count as equal within 1e-3, times and tries do not count."""
+    if len(rows) != len(expected):
+        return [f"{len(rows)} rows for {len(expected)}"]
+    found = []
+    for row, other in zip(rows, expected, strict=True):
+        assert row.keys() == other.keys()
+        for name in row.keys() - _VARYING - but:
+            mine, theirs = row[name], other[name]
+            same = abs(mine - theirs) <= 1e-3 if isinstance(mine, float) and isinstance(theirs, float) else mine == theirs
+            if not same:
+                found.append(f"{name}: {mine!r} for {theirs!r} ({row['status']}, {row['reason']}: {row['detail']})")
+    return found
+
+
+_VARYING = frozenset({"scored_at", "attempts", "fetch_ms", "decode_ms", "model_ms", "run_id"})
+"""What two equal runs may differ in."""
 
 
 def _clean_environment() -> dict[str, str]:
@@ -199,7 +227,8 @@ def _clean_environment() -> dict[str, str]:
     return {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
 
 
-def _title(process: psutil.Process) -> str:
+def title(process: psutil.Process) -> str:
+    """Its command line; Ray's workers put the name of their actor there."""
     try:
         return " ".join(process.cmdline())
     except psutil.Error:

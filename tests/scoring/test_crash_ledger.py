@@ -45,7 +45,7 @@ def test_a_quiet_batch_runs_as_one(worker):
 def test_a_deadly_clip_is_given_up_and_its_neighbours_come_through(worker):
     import ray
 
-    actor, ledger = worker
+    actor, _ledger = worker
     results = ray.get(actor.work.remote(["a", "kill", "b"]), timeout=120)
     assert results == ["a done in 1", "kill given up", "b done in 1"]
 

@@ -12,7 +12,7 @@ pytestmark = pytest.mark.usefixtures("ray_here")
 
 
 def test_index_holds_what_the_headers_say_and_is_a_no_op_the_second_time(clips, tmp_path):
-    folder, broken = clips
+    folder, _broken = clips
     config = IndexConfig(str(folder), tables=str(tmp_path / "tables"))
     summary = index(config)
     files = [p for p in folder.rglob("*") if p.is_file()]

@@ -24,7 +24,7 @@ def finished(clips, bundles, tmp_path_factory, ray_here):
 
 def test_exactly_one_row_per_object_with_the_right_reason(finished, clips):
     folder, broken = clips
-    config, tables, summary = finished
+    _config, tables, summary = finished
     by_uri = {row["object_id"]: row["uri"] for row in DeltaTable(str(tables / "clips")).to_pyarrow_table().to_pylist()}
     rows = rows_of(tables)
     files = sorted(p for p in folder.rglob("*") if p.is_file())
