@@ -397,13 +397,13 @@ def _cluster(address: str) -> tuple[str | None, str]:
         )
         answer = json.loads(done.stdout.splitlines()[-1])
     except subprocess.TimeoutExpired:
-        return f"listens, but cannot be joined within {_RAY_S:g} s (another Ray version, or no token?)", ""
+        return f"cannot be joined within {_RAY_S:g} s (no cluster there, another Ray version, or no token?)", ""
     except (IndexError, ValueError):
         lines = done.stderr.strip().splitlines() or [f"exit {done.returncode}"]
         return f"cannot be joined: {lines[-1][:200]}", ""
     if isinstance(answer, str):
         return answer, ""
-    return None, f": {answer.get('CPU', 0):g} processors, {answer.get('GPU', 0):g} GPUs"
+    return None, f" (CPU {answer.get('CPU', 0):g}, GPU {answer.get('GPU', 0):g})"
 
 
 def _one_line(error: Exception) -> str:

@@ -24,7 +24,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
-from angio_ray.clip import GONE, Reason, is_transient
+from angio_ray.clip import Reason, is_transient
 from angio_ray.dicom.reader import Limits
 from angio_ray.models import TASKS
 from angio_ray.models.backends import BackendChoice, choose_backend, unsupported
@@ -264,7 +264,7 @@ class _Driver:
         ):
             if object_id not in self.open_ids:
                 continue  # a block that Ray computed twice
-            failed = is_transient(reason, detail) or reason == Reason.READ_ERROR
+            failed = is_transient(reason, detail)
             self.failures_in_a_row = self.failures_in_a_row + 1 if failed else 0
             if self.failures_in_a_row > self.config.max_failures_in_a_row:
                 self._commit()
@@ -273,7 +273,7 @@ class _Driver:
                     "mend the cause and run the same command again",
                     1,
                 )
-            if failed and attempt < _PASSES and not (detail == GONE and attempt > 1):
+            if failed and attempt < _PASSES:
                 aside.add(object_id)
                 continue
             fresh.append(position)

@@ -66,7 +66,7 @@ class Cluster:
         ports = {option: str(free_port()) for option in (
             "--dashboard-agent-listen-port", "--dashboard-agent-grpc-port", "--metrics-export-port",
             "--runtime-env-agent-port")}
-        command = [RAY, "start", *how, "--block", "--num-cpus", "2", "--object-store-memory", str(150 << 20),
+        command = [RAY, "start", *how, "--block", "--num-cpus", "2", "--object-store-memory", str(80 << 20),
                    "--temp-dir", self.folder / name, "--disable-usage-stats", *(w for pair in ports.items() for w in pair)]
         env = self.env | {"ANGIO_RAY_KEY_FILE": str(self.key_file)} if name == "head" else self.env
         with (self.folder / f"{name}.log").open("wb") as log:
