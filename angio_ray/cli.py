@@ -8,9 +8,11 @@ holds the run; 143 stopped by SIGTERM after committing what it had.
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -84,7 +86,9 @@ def sql(
     """
     from angio_ray.tables import sql as engine
 
-    engine.write_result(engine.query(_root(tables, clips), query), format, out)
+    result = engine.query(_root(tables, clips), query)
+    with _argument_errors():
+        engine.write_result(result, format, out)
     return 0
 
 
@@ -107,7 +111,8 @@ def phantom(out: str, *, patients: int = 6, seed: int = 0, size: int = 512, fram
     """
     from angio_ray.phantom import generate
 
-    labels = generate(out, patients=patients, seed=seed, size=size, frames=frames)
+    with _argument_errors():
+        labels = generate(out, patients=patients, seed=seed, size=size, frames=frames)
     Console(stderr=True, highlight=False).print(f"{len(labels):,} synthetic clips of {patients} patients in {out}")
     return 0
 
@@ -139,7 +144,9 @@ def models(*, clips: int = 8, nets: str = "all") -> int:
     """
     from angio_ray.models.cost import cost_table, render
 
-    render(cost_table(None if nets == "all" else nets.split(","), clips=clips))
+    with _argument_errors():
+        rows = cost_table(None if nets == "all" else nets.split(","), clips=clips)
+    render(rows)
     return 0
 
 
@@ -224,7 +231,25 @@ def _root(tables: str, clips: str | None):  # type: ignore[no-untyped-def]
     from angio_ray.storage import Storage
     from angio_ray.tables.root import TableRoot
 
-    return TableRoot(Storage(tables), Storage(clips) if clips else None)
+    place = Storage(tables)
+    if place.is_s3:
+        place.probe()  # says in a line, after seconds, what delta-rs says in a traceback
+    return TableRoot(place, Storage(clips) if clips else None)
+
+
+@contextmanager
+def _argument_errors() -> Iterator[None]:
+    """A ValueError or OSError in here is about an argument: ConfigError, one line."""
+    from angio_ray.scoring.config import ConfigError
+
+    try:
+        yield
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        raise ConfigError(f"{error.filename}: {error.strerror}" if error.filename else str(error)) from error
+    except ValueError as error:
+        raise ConfigError(str(error)) from error
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -244,8 +269,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         )
     except CycloptsError as error:
         return _complain(str(error), 2)
+    except BrokenPipeError:  # the reader of a pipe (head, less) has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except _user_errors() as error:
         return _complain(str(error), getattr(error, "exit_code", 2))
+    except _store_errors() as error:  # a full disk, a store that went away meanwhile
+        from angio_ray.tables.fence import describe
+
+        return _complain(describe(error), 1)
     except KeyboardInterrupt:
         return _complain("interrupted", 130)
 
@@ -269,6 +301,13 @@ def _user_errors() -> tuple[type[Exception], ...]:
     from angio_ray.tables.root import TablesError
 
     return RunError, ConfigError, StorageUnavailable, PseudonymKeyError, PatientMapError, TablesError
+
+
+def _store_errors() -> tuple[type[Exception], ...]:
+    """What delta-rs, the file system and a lost commit raise."""
+    from angio_ray.tables.fence import STORE_ERRORS, TableUnwritable
+
+    return *STORE_ERRORS, TableUnwritable
 
 
 if __name__ == "__main__":

@@ -20,12 +20,14 @@ _PATIENTS, _SEED, _SIZE, _FRAMES = 6, 7, 256, (48, 72)
 
 QUERIES = {
     "What became of every object": """
-        SELECT status, count(*) AS clips, count(DISTINCT patient_id) AS patients,
+        SELECT status, count(*) AS objects, count(DISTINCT patient_id) AS patients,
                round(avg(quality_probability), 3) AS mean_p_unsatisfactory
-        FROM scores GROUP BY status ORDER BY clips DESC""",
-    "Rejected, by reason": "SELECT * FROM rejects_by_reason",
-    "Exclusion rate by patient (rejects beside it, not counted in)": """
-        SELECT left(patient_id, 8) AS patient, * EXCLUDE (patient_id, run_id) FROM exclusion_by_patient ORDER BY patient""",
+        FROM scores GROUP BY status ORDER BY objects DESC""",
+    "Rejected, by reason": "SELECT reason, num_objects FROM rejects_by_reason",
+    "Exclusion rate by patient (rejected objects beside it, not counted in)": """
+        SELECT left(patient_id, 8) AS patient, num_clips, num_evaluated, num_unsatisfactory, num_rejected,
+               round(exclusion_rate, 2) AS exclusion_rate
+        FROM exclusion_by_patient WHERE patient_id IS NOT NULL ORDER BY patient""",
 }
 
 

@@ -119,7 +119,7 @@ def load_key(path: str | os.PathLike[str] | None = None, *, env: Mapping[str, st
     """
     named = path or (os.environ if env is None else env).get(KEY_FILE_VARIABLE)
     if not named:
-        raise KeyMissing(f"no pseudonym key: name its file with --key or {KEY_FILE_VARIABLE} ({_HOW_TO})")
+        raise KeyMissing(f"no pseudonym key: name its file with --key-file or {KEY_FILE_VARIABLE} ({_HOW_TO})")
     file = Path(named)
     try:
         text = file.read_bytes().strip()
@@ -130,8 +130,8 @@ def load_key(path: str | os.PathLike[str] | None = None, *, env: Mapping[str, st
         raise PseudonymKeyError(f"the pseudonym key file {file} cannot be read: {error.strerror}") from None
     if not re.fullmatch(rb"(?:[0-9a-fA-F]{2}){16,}", text):
         raise PseudonymKeyError(f"{file} holds no pseudonym key (32 or more hex digits): {_HOW_TO}")
-    if stat.S_IMODE(mode) & 0o077:
-        _LOG.warning("the pseudonym key file %s can be read by others: chmod 600", file)
+    if stat.S_IMODE(mode) & 0o007:  # a Secret of Kubernetes is always readable by its group
+        _LOG.warning("the pseudonym key file %s can be read by everybody: chmod 600", file)
     return PseudonymKey(bytes.fromhex(text.decode("ascii")))
 
 

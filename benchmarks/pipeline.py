@@ -172,9 +172,9 @@ class PeakMemory:
         self.thread.join()
 
     def watch(self):
-        """Sample every second until the run is over."""
+        """Sample every 5 s (reading the maps of a torch process takes its time) until the run is over."""
         me = psutil.Process()
-        while not self.stop.wait(1.0):
+        while not self.stop.wait(5.0):
             for process in [me, *me.children(recursive=True)]:
                 try:
                     title = " ".join(process.cmdline()[:3])

@@ -42,6 +42,10 @@ _OUT_OF_MEMORY_KILL = -signal.SIGKILL
 """Nobody but the kernel's out-of-memory killer (or an operator) kills a child so; its own timeout is told apart."""
 
 
+class SandboxUnavailable(RuntimeError):
+    """No child can be started here: the machine's fault, and no clip's."""
+
+
 class Sandbox:
     """Runs functions in one child process, one at a time; callers on other threads wait their turn.
 
@@ -68,6 +72,8 @@ class Sandbox:
         ------
         ClipRejected
             `decode_timeout`, `out_of_memory` or `decoder_crashed` (with the number of the signal or the exit status).
+        SandboxUnavailable
+            No child came up, twice.
         """
         limit_s = self._timeout_s if timeout_s is None else timeout_s
         with self._turn:
@@ -106,8 +112,14 @@ class Sandbox:
             self._child.end()
             self._child = None
         if self._child is None:
-            self._child = self._starter.submit(_Child, self._memory_bytes, self._prepare).result()
+            self._child = self._starter.submit(self._start).result()
         return self._child
+
+    def _start(self) -> _Child:
+        try:
+            return _Child(self._memory_bytes, self._prepare)
+        except SandboxUnavailable:  # killed on its way up, by the out-of-memory killer, say: once is no clip's fault
+            return _Child(self._memory_bytes, self._prepare)
 
 
 class _Child:
@@ -123,7 +135,7 @@ class _Child:
             self.ask(None, _START_TIMEOUT_S)
         except ClipRejected as rejected:
             self.end()
-            raise RuntimeError(f"no decoding process could be started: {rejected.detail}") from None
+            raise SandboxUnavailable(f"no decoding process could be started: {rejected.detail}") from None
 
     def is_alive(self) -> bool:
         return self._process.is_alive()

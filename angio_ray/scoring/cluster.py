@@ -18,10 +18,10 @@ from angio_ray.scoring.config import RunError
 
 
 @contextmanager
-def ray_cluster() -> Iterator[Mapping[str, float]]:
-    """The resources of the cluster at RAY_ADDRESS (Ray sets it inside a job), else of one started on this machine."""
+def ray_cluster() -> Iterator[list[Mapping[str, float]]]:
+    """The resources of each node of the cluster at RAY_ADDRESS (Ray sets it inside a job), else of one started on this machine."""
     if ray.is_initialized():
-        yield ray.cluster_resources()
+        yield _node_resources()
         return
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -48,9 +48,13 @@ def ray_cluster() -> Iterator[Mapping[str, float]]:
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise RunError(f"cannot reach the Ray cluster: {str(error).splitlines()[0]}", 2) from error
     try:
-        yield ray.cluster_resources()
+        yield _node_resources()
     finally:
         ray.shutdown()
+
+
+def _node_resources() -> list[Mapping[str, float]]:
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 @contextmanager

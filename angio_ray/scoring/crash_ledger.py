@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, TypeVar
 
 import ray
@@ -62,9 +63,7 @@ def run_guarded(
     """
     deaths: list[int] = ray.get(ledger.begin.remote(stage, list(ids)))
     if not any(deaths):
-        results = run(range(len(ids)))
-        ledger.end.remote(stage, list(ids))
-        return results
+        return _noted(ledger, stage, ids, lambda: run(range(len(ids))))
     ledger.end.remote(stage, list(ids))
     results = []
     for position, (key, count) in enumerate(zip(ids, deaths, strict=True)):
@@ -72,6 +71,13 @@ def run_guarded(
             results.append(give_up(position))
             continue
         ray.get(ledger.begin.remote(stage, [key]))
-        results.extend(run([position]))
-        ledger.end.remote(stage, [key])
+        results.extend(_noted(ledger, stage, [key], partial(run, [position])))
     return results
+
+
+def _noted(ledger: Any, stage: str, ids: Sequence[str], work: Callable[[], list[T]]) -> list[T]:
+    """Do it and note its end: by an exception too, which is no death."""
+    try:
+        return work()
+    finally:
+        ledger.end.remote(stage, list(ids))

@@ -15,6 +15,7 @@ import pyarrow as pa
 
 from angio_ray.clip import ClipRejected, Reason
 from angio_ray.dicom.reader import ClipOutcome, ClipReader, Limits
+from angio_ray.dicom.sandbox import SandboxUnavailable
 from angio_ray.sampling import ClipWindow
 from angio_ray.scoring.crash_ledger import run_guarded
 from angio_ray.scoring.rows import decoded_schema, header_struct
@@ -67,6 +68,8 @@ class DecodeStage:
             outcome = self.reader.index(source) if self.header_only else self.reader.read(source)
         except ClipRejected as rejected:
             return self._rejected(key, rejected.reason, rejected.detail)
+        except SandboxUnavailable:  # this machine cannot decode: no row may say that it was the clip
+            raise
         except (
             Exception
         ) as error:  # a fault of ours must not cost the neighbours; its text may hold a path, so: class only

@@ -56,11 +56,11 @@ def index(config: IndexConfig) -> IndexSummary:
     written = rejected = 0
     if len(fresh):
         clip_log = ClipLog(root)
-        with ray_cluster() as cluster, Progress(len(keys), len(keys) - len(fresh)) as progress:
+        with ray_cluster() as nodes, Progress(len(keys), len(keys) - len(fresh)) as progress:
             if not source.is_s3:
                 check_nodes_see(config.source)
             quiet_context()
-            workers = int(cluster.get("CPU", 1))
+            workers = max(1, int(sum(node.get("CPU", 0.0) for node in nodes)))
             rows = ray.data.from_blocks(key_blocks(fresh, workers)).map_batches(
                 DecodeStage,
                 fn_constructor_args=(source, (), start_ledger()),

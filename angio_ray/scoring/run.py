@@ -48,6 +48,7 @@ from angio_ray.scoring.pools import Pools, size_pools
 from angio_ray.scoring.progress import Progress
 from angio_ray.scoring.rows import KEYS, RunFacts, result_rows
 from angio_ray.storage import Storage, StorageUnavailable
+from angio_ray.tables.fence import STORE_ERRORS, describe
 from angio_ray.tables.lookups import ids_with_reason, run_counts
 from angio_ray.tables.root import TableRoot
 from angio_ray.tables.run_log import RunHeld, RunIncomplete, RunLog, TableUnwritable, run_state
@@ -89,11 +90,15 @@ def score(config: ScoreConfig) -> RunSummary:
     started = time.monotonic()
     try:
         written, notes = _score(config)
+        statuses, reasons = run_counts(open_root(config.tables, config.clips), config.run)
     except RunHeld as error:
         raise RunError(str(error), 4) from error
     except (TableUnwritable, RunIncomplete) as error:
         raise RunError(f"not finished: {error}; run the same command again", 1) from error
-    statuses, reasons = run_counts(open_root(config.tables, config.clips), config.run)
+    except STORE_ERRORS as error:
+        raise RunError(
+            f"not finished: the tables cannot be read: {describe(error)}; run the same command again", 1
+        ) from error
     return RunSummary(config.run, statuses, reasons, written, time.monotonic() - started, notes)
 
 
@@ -115,10 +120,11 @@ def _score(config: ScoreConfig) -> tuple[int, list[str]]:
         ) as run_log:
             return 0, ["the run is finished: nothing to do", *_changes_since(run_log.manifest(), source)]
 
-    with _stop_signals() as stop, ray_cluster() as cluster:
+    # in this order: joining a cluster puts Ray's own handler of SIGTERM, which ends the process at once, over ours
+    with ray_cluster() as cluster, _stop_signals() as stop:
         if not source.is_s3:
             check_nodes_see(config.source)
-        pools = size_pools(cluster, config)
+        pools = size_pools(nodes, config)
         refs = {task: ray.put(bundle) for task, bundle in bundles.items()}
         backend = _backend(config, refs, pools, state.config)
         facts = _facts(config, key.hash("source", source.uri), bundles, asdict(backend))

@@ -32,7 +32,7 @@ from torchvision.transforms import v2
 
 from angio_ray.dicom.reader import ClipReader
 from angio_ray.models import NETS, TASKS
-from angio_ray.models.bundles import Bundle, write_bundle
+from angio_ray.models.bundles import Bundle, load_bundle, write_bundle
 from angio_ray.models.classifier import ClipClassifier
 from angio_ray.storage import Storage
 
@@ -194,9 +194,10 @@ def augment(clip_THW: Tensor, generator: np.random.Generator, strength: float = 
     return grey.clamp(0, 1) * 255
 
 
-def train(inputs: Inputs, config: PlainConfig) -> tuple[ClipClassifier, dict[str, Any]]:
-    """Train on the training patients; returns the net at the last epoch and what happened (loss and AUC by epoch).
+def train(inputs: Inputs, config: PlainConfig, start: Bundle | None = None) -> tuple[ClipClassifier, dict[str, Any]]:
+    """Train on the training patients, from random weights or a bundle's.
 
+    Returns the net after the last epoch and what happened: loss and validation AUC of each epoch, seconds.
     The validation patients are watched and choose the threshold (`evaluate`); they do not choose the epoch.
     """
     torch.set_num_threads(config.threads)
@@ -210,6 +211,11 @@ def train(inputs: Inputs, config: PlainConfig) -> tuple[ClipClassifier, dict[str
         raise ValueError("the training patients have one class only")
     weight = torch.tensor([0.5 / (1 - share), 0.5 / share])
     classifier = ClipClassifier(NETS[config.net])
+    if start is not None:
+        if start.net != config.net:
+            raise ValueError(f"the bundle to start from holds {start.net}, not {config.net}")
+        (member,) = start.ensemble().members
+        classifier.load_state_dict(member.state_dict())
     _any_input_size(classifier)
     for module in classifier.modules():
         if isinstance(module, nn.Dropout):
@@ -305,11 +311,19 @@ def metrics(target_N: NDArray[np.int64], probability_N: NDArray[np.float32], thr
     }
 
 
-def train_bundle(folder: Path, out: Path, config: PlainConfig, *, cache: Path | None = None, command: str = "") -> Bundle:
+def train_bundle(
+    folder: Path,
+    out: Path,
+    config: PlainConfig,
+    *,
+    cache: Path | None = None,
+    start: Bundle | None = None,
+    command: str = "",
+) -> Bundle:
     """Read, train, choose the threshold on validation patients, measure on test patients, write the bundle."""
     inputs = read_inputs(folder, config.net, cache)
     part = split_by_patient(inputs.patients_N, config.shares, config.seed)
-    classifier, history = train(inputs, config)
+    classifier, history = train(inputs, config, start)
     _as_scored(classifier)
     scores = {name: predict(classifier, inputs.clips_NTHW[part == i]) for i, name in enumerate(SPLIT) if i > 0}
     targets = {name: inputs.unsatisfactory_N[part == i] for i, name in enumerate(SPLIT)}
@@ -479,6 +493,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("clips", type=Path, help="folder with clips and labels.parquet")
     parser.add_argument("bundle", type=Path, help="folder to write")
     parser.add_argument("--cache", type=Path, help=".npz of the model inputs, to train again without reading")
+    parser.add_argument("--start", type=Path, help="bundle whose weights to start from (of the same split and seed)")
     parser.add_argument("--made-by", default="", help="the command that made the clips, for the card")
     defaults = PlainConfig()
     parser.add_argument("--seed", type=int, default=defaults.seed)
@@ -486,6 +501,7 @@ def main(argv: list[str] | None = None) -> int:
     parser.add_argument("--stages", default=stages_text, help="SIZExFRAMESxEPOCHS,...")
     parser.add_argument("--batch", type=int, default=defaults.batch)
     parser.add_argument("--learning-rate", type=float, default=defaults.learning_rate)
+    parser.add_argument("--strength", type=float, default=defaults.strength, help="of the augmentation, 0 to 1")
     parser.add_argument("--threads", type=int, default=defaults.threads)
     parser.add_argument("--max-minutes", type=float, default=defaults.max_minutes)
     args = parser.parse_args(argv)
@@ -497,12 +513,15 @@ def main(argv: list[str] | None = None) -> int:
             stages=stages,
             batch=args.batch,
             learning_rate=args.learning_rate,
+            strength=args.strength,
             threads=args.threads,
             max_minutes=args.max_minutes,
         )
         command = f"{args.made_by}\npython -m angio_ray.training.plain CLIPS {args.bundle.as_posix()} --stages {args.stages}"
-        command += f" --seed {args.seed} --batch {args.batch} --learning-rate {args.learning_rate:g}"
-        train_bundle(args.clips, args.bundle, config, cache=args.cache, command=command.strip())
+        command += f" --seed {args.seed} --batch {args.batch} --learning-rate {args.learning_rate:g} --strength {args.strength:g}"
+        start = load_bundle(args.start) if args.start else None
+        command += " --start FIRST" if start else ""
+        train_bundle(args.clips, args.bundle, config, cache=args.cache, start=start, command=command.strip())
     except ValueError as error:
         sys.stderr.write(f"error: {error}\n")
         return 2

@@ -82,7 +82,10 @@ def strict(schema: Any) -> Any:
 @pytest.mark.parametrize("manifest", [JOB, STANDING])
 def test_manifest_is_valid_for_the_crd(manifest: str, crds: dict[str, Any]) -> None:
     document = load(manifest)
-    assert (document["apiVersion"], document["kind"]) == ("ray.io/v1", {JOB: "RayJob", STANDING: "RayCluster"}[manifest])
+    assert (document["apiVersion"], document["kind"]) == (
+        "ray.io/v1",
+        {JOB: "RayJob", STANDING: "RayCluster"}[manifest],
+    )
     jsonschema.validate(document, crds[manifest])
 
 
@@ -212,7 +215,9 @@ def command_lines() -> list[tuple[str, list[str]]]:
             if re.search(r"sbatch .*slurm-score\.sh|ray job submit .*-- python", line):
                 found.append((file.name, shlex.split(line.lstrip("# "))))
     starts = ("jobs/score.py", "slurm-score.sh")
-    return [(file, words[next(i for i, word in enumerate(words) if word.endswith(starts)) + 1:]) for file, words in found]
+    return [
+        (file, words[next(i for i, word in enumerate(words) if word.endswith(starts)) + 1 :]) for file, words in found
+    ]
 
 
 def test_command_lines_are_found_in_all_three_places() -> None:
@@ -269,7 +274,7 @@ def slurm(tmp_path: Path) -> dict[str, str]:
     programs = {
         "srun": 'while [[ $1 == --* ]]; do shift; done; SLURM_CPUS_ON_NODE=16 exec "$@"',
         "ray": 'printf "%s\\n" "$RAY_AUTH_MODE:${#RAY_AUTH_TOKEN}" "$RAY_ADDRESS" "$@" >"$OUT"; '
-               'while [[ $1 != -- ]]; do shift; done; shift; [[ -z ${HEAD_FAILS:-} ]] || exit 0; exec "$@"',
+        'while [[ $1 != -- ]]; do shift; done; shift; [[ -z ${HEAD_FAILS:-} ]] || exit 0; exec "$@"',
         "python": 'if [[ $1 == -c ]]; then echo 0123456789abcdef; else printf "%s\\n" "$@" >"$OUT.driver"; exit "$CODE"; fi',
         "hostname": "echo 192.0.2.7 192.0.2.8",
     }
@@ -278,8 +283,16 @@ def slurm(tmp_path: Path) -> dict[str, str]:
     for name, body in programs.items():
         (folder / name).write_text(f"#!/bin/bash\n{body}\n")
         (folder / name).chmod(0o755)
-    return {"PATH": os.environ["PATH"], "OUT": str(tmp_path / "out"), "CODE": "0", "ANGIO_RAY_VENV": str(tmp_path / "venv"),
-            "SLURM_SUBMIT_DIR": str(ROOT), "SLURM_JOB_ID": "4711", "SLURM_JOB_NUM_NODES": "4", "TMPDIR": str(tmp_path)}
+    return {
+        "PATH": os.environ["PATH"],
+        "OUT": str(tmp_path / "out"),
+        "CODE": "0",
+        "ANGIO_RAY_VENV": str(tmp_path / "venv"),
+        "SLURM_SUBMIT_DIR": str(ROOT),
+        "SLURM_JOB_ID": "4711",
+        "SLURM_JOB_NUM_NODES": "4",
+        "TMPDIR": str(tmp_path),
+    }
 
 
 def run_slurm(environment: dict[str, str], *arguments: str) -> subprocess.CompletedProcess[str]:
@@ -298,7 +311,7 @@ def test_slurm_script_starts_ray_as_ray_allows_and_hands_on_its_arguments(slurm:
     auth, address, subcommand, *words = Path(slurm["OUT"]).read_text().splitlines()
     assert auth == "token:16"
     assert subcommand == "symmetric-run"
-    before = words[:words.index("--")]
+    before = words[: words.index("--")]
     options = dict(zip(before[::2], before[1::2], strict=False))
     assert (options["--address"], options["--min-nodes"]) == ("192.0.2.7:24711", "4")
     assert address == options["--address"]  # else symmetric-run and the driver start a cluster of their own

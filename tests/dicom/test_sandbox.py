@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import resource
 import signal
@@ -19,7 +20,7 @@ import pytest
 
 from angio_ray.clip import ClipRejected, Reason
 from angio_ray.dicom import decoding
-from angio_ray.dicom.sandbox import Sandbox, SharedBytes, child_environment
+from angio_ray.dicom.sandbox import Sandbox, SandboxUnavailable, SharedBytes, child_environment
 
 MEMORY_BYTES = 600 << 20
 SECRETS = {
@@ -110,6 +111,30 @@ def test_a_child_killed_while_idle_is_replaced(sandbox: Sandbox) -> None:
     os.kill(pid, signal.SIGKILL)
     time.sleep(0.2)
     assert sandbox.run(os.getpid) != pid
+
+
+def die_on_the_way_up(before: Path, times: int) -> None:
+    deaths = len(list(before.iterdir()))
+    if deaths < times:
+        (before / str(deaths)).touch()
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_child_killed_on_its_way_up_is_started_again(tmp_path: Path) -> None:
+    once = functools.partial(die_on_the_way_up, tmp_path, 1)
+    with Sandbox(memory_bytes=MEMORY_BYTES, timeout_s=20, prepare=once) as fresh:
+        assert fresh.run(len, b"abc") == 3
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_machine_that_starts_no_child_is_no_clips_fault(tmp_path: Path) -> None:
+    always = functools.partial(die_on_the_way_up, tmp_path, 100)
+    with (
+        Sandbox(memory_bytes=MEMORY_BYTES, timeout_s=20, prepare=always) as fresh,
+        pytest.raises(SandboxUnavailable, match="signal 9"),
+    ):
+        fresh.run(len, b"abc")
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 def test_exceptions_of_the_function_come_back(sandbox: Sandbox) -> None:

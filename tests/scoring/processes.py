@@ -21,7 +21,7 @@ import psutil
 
 T = TypeVar("T")
 
-PATIENCE_S = 240.0
+PATIENCE_S = 400.0
 """Longest wait for anything: two cores may be shared with other tests."""
 KEY = "5a" * 32
 
@@ -90,19 +90,22 @@ class Run:
 
     def end(self) -> int:
         """Waits for its end and returns the exit code."""
-        self.look()
-        return self.until(self.process.poll, "its end", may_end=True)
+        return self.until(self.process.poll, "its end", may_end=True, every_s=0.2)
 
-    def until(self, condition: Callable[[], T | None], what: str, *, may_end: bool = False) -> T:
+    def until(self, condition: Callable[[], T | None], what: str, *, may_end: bool = False, every_s: float = 0.02) -> T:
         """The condition's first result that is true (or 0), polled often; fails when the run ends before."""
         deadline = time.monotonic() + PATIENCE_S
+        looked = 0.0
         while time.monotonic() < deadline:
             ended = self.process.poll() is not None
             value = condition()
             if value or (value == 0 and value is not False):
                 return value
             assert may_end or not ended, f"the run ended ({self.process.returncode}) before {what}:\n{self.text}"
-            time.sleep(0.01)
+            if time.monotonic() - looked > 2.0:  # costs a walk over all processes
+                self.look()
+                looked = time.monotonic()
+            time.sleep(every_s)
         raise AssertionError(f"no {what} within {PATIENCE_S:g} s:\n{self.text}")
 
     def look(self) -> set[psutil.Process]:

@@ -20,6 +20,8 @@ class Worker:
             for p in positions:
                 if ids[p].startswith("kill"):
                     os.kill(os.getpid(), signal.SIGKILL)
+                if ids[p].startswith("raise"):
+                    raise RuntimeError("the machine's fault")
             return [f"{ids[p]} done in {len(positions)}" for p in positions]
 
         return run_guarded(self.ledger, "stage", ids, run, lambda p: f"{ids[p]} given up")
@@ -67,3 +69,14 @@ def test_forgiveness_allows_one_more_death_and_no_endless_loop(worker):
     ray.get(ledger.forgive.remote())
     assert ray.get(actor.work.remote(["kill"]), timeout=120) == ["kill given up"]
     assert ray.get(ledger.total_deaths.remote()) <= before
+
+
+def test_an_exception_is_no_death(worker):
+    import ray
+
+    actor, ledger = worker
+    for _ in range(3):
+        with pytest.raises(RuntimeError, match="the machine's fault"):
+            ray.get(actor.work.remote(["a", "raise"]), timeout=120)
+    assert ray.get(ledger.total_deaths.remote()) == 0
+    assert ray.get(actor.work.remote(["a"])) == ["a done in 1"]
