@@ -19,7 +19,7 @@ from angio_ray.scoring.config import RunError
 
 @contextmanager
 def ray_cluster() -> Iterator[list[Mapping[str, float]]]:
-    """The resources of each node of the cluster at RAY_ADDRESS (Ray sets it inside a job), else of one started on this machine."""
+    """The resources of each node of the cluster at RAY_ADDRESS (Ray sets it inside a job), else of one started here."""
     if ray.is_initialized():
         yield _node_resources()
         return

@@ -121,7 +121,7 @@ def _score(config: ScoreConfig) -> tuple[int, list[str]]:
             return 0, ["the run is finished: nothing to do", *_changes_since(run_log.manifest(), source)]
 
     # in this order: joining a cluster puts Ray's own handler of SIGTERM, which ends the process at once, over ours
-    with ray_cluster() as cluster, _stop_signals() as stop:
+    with ray_cluster() as nodes, _stop_signals() as stop:
         if not source.is_s3:
             check_nodes_see(config.source)
         pools = size_pools(nodes, config)

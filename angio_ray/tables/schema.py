@@ -119,7 +119,8 @@ def _type_text(kind: str | dict[str, Any]) -> str:
 
 def document() -> str:
     """All tables as `docs/tables.md`; made by `python -m angio_ray.tables.schema > docs/tables.md`, kept true by a test."""
-    head = "# The tables\n\nMade from `schemas/` by `python -m angio_ray.tables.schema`. Null means: not known or not asked for.\n"
+    how = "Made from `schemas/` by `python -m angio_ray.tables.schema`. Null means: not known or not asked for."
+    head = f"# The tables\n\n{how}\n"
     return head + "".join(f"\n## {table}\n\n{markdown(table)}" for table in TABLES)
 
 

@@ -205,7 +205,9 @@ def workers_of(processes: set[psutil.Process]) -> set[psutil.Process]:
     return {p for p in processes if "Agent" not in title(p)}
 
 
-def differences(rows: list[dict[str, Any]], expected: list[dict[str, Any]], *, but: Set[str] = frozenset()) -> list[str]:
+def differences(
+    rows: list[dict[str, Any]], expected: list[dict[str, Any]], *, but: Set[str] = frozenset()
+) -> list[str]:
     """What differs, row by row in the given order; floats count as equal within 1e-3, times and tries do not count."""
     if len(rows) != len(expected):
         return [f"{len(rows)} rows for {len(expected)}"]
@@ -214,7 +216,9 @@ def differences(rows: list[dict[str, Any]], expected: list[dict[str, Any]], *, b
         assert row.keys() == other.keys()
         for name in row.keys() - _VARYING - but:
             mine, theirs = row[name], other[name]
-            same = abs(mine - theirs) <= 1e-3 if isinstance(mine, float) and isinstance(theirs, float) else mine == theirs
+            same = (
+                abs(mine - theirs) <= 1e-3 if isinstance(mine, float) and isinstance(theirs, float) else mine == theirs
+            )
             if not same:
                 found.append(f"{name}: {mine!r} for {theirs!r} ({row['status']}, {row['reason']}: {row['detail']})")
     return found

@@ -204,9 +204,6 @@ def test_a_decoding_child_that_crashes_is_killed_or_hangs(source, bundles, table
     rows = rows_of(tables)
     lost = [row for row in rows if row["reason"] == "decoder_crashed"]
     assert [row["detail"] for row in lost] == ["the decoding process was ended by signal 11"]
-    assert {row["reason"] for row in rows} == {None, "decoder_crashed", "geometry_mismatch", "not_dicom", "truncated"} - (
-        {row["reason"] for row in undisturbed if row["object_id"] == lost[0]["object_id"]} - {None}
-    )
     assert sorted(row["object_id"] for row in rows) == sorted(row["object_id"] for row in undisturbed)
     assert max(row["attempts"] for row in rows) == 2
     others = [[row for row in table if row["object_id"] != lost[0]["object_id"]] for table in (rows, undisturbed)]

@@ -42,7 +42,7 @@ def test_actors_fit_the_nodes_and_not_only_their_sum():
 
 
 def test_too_many_actors_are_refused_with_the_sum():
-    with pytest.raises(RunError, match=r"8 decoders x 0.5 .* = 5 processors, but the cluster has 2") as refused:
+    with pytest.raises(RunError, match=r"8 decoders x 0.5 .* = 4.5 processors, but the cluster has 2") as refused:
         size_pools([{"CPU": 2}], dataclasses.replace(CONFIG, decoders=8))
     assert refused.value.exit_code == 2
     with pytest.raises(RunError, match="3 scoring actors of 1 GPU each do not fit in 2 GPUs"):

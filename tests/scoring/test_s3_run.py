@@ -133,9 +133,7 @@ def test_no_key_and_no_bucket_are_said_before_anything_starts(place, bundles, bu
     keyless = finished(tmp_path, place.source, place.tables, bundles, env=s3_server.env, key_file=None)
     assert keyless.process.returncode == 2
     assert "ANGIO_RAY_KEY_FILE" in complaint(keyless)
-    nowhere = finished(
-        tmp_path, f"s3://no-{bucket}/clips", place.tables, bundles, env=s3_server.env, key_file=key_file
-    )
+    nowhere = finished(tmp_path, f"s3://no-{bucket}/clips", place.tables, bundles, env=s3_server.env, key_file=key_file)
     assert nowhere.process.returncode == 2
     assert "there is no such bucket" in complaint(nowhere)
     assert not place.root.exists("scores")
