@@ -254,6 +254,8 @@ def _argument_errors() -> Iterator[None]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code. What the user can mend is one line on standard error, never a traceback."""
+    # read when Ray is imported: a thread of Ray Data that outlives the run's own cluster must not join (or start) another
+    os.environ.setdefault("RAY_ENABLE_AUTO_CONNECT", "0")
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("angio_ray").setLevel(logging.INFO)
     warnings.filterwarnings("ignore", category=FutureWarning)  # of the packages below; nothing a user can mend

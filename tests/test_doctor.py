@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 import tomllib
+from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
 
@@ -41,10 +42,12 @@ def plain(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metadata, "requires", lambda _name: project["dependencies"])
 
 
-def closed_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
+@pytest.fixture
+def closed_port() -> Iterator[int]:
+    """A loopback port that is taken, so that nobody else gets it, but refuses connections."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield int(taken.getsockname()[1])
 
 
 def said(capsys: pytest.CaptureFixture[str]) -> str:
@@ -118,10 +121,10 @@ def test_several_places_each_get_a_line(tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_a_bucket_behind_a_closed_port_is_unreachable(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    closed_port: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     secret = "very-much-a-secret"
-    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{closed_port()}")
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{closed_port}")
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "angio")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", secret)
     assert doctor("s3://bucket/clips") == 1
@@ -182,9 +185,9 @@ def test_shipped_bundles_are_told_with_digest_and_origin(capsys: pytest.CaptureF
 
 @pytest.mark.parametrize("address", ["127.0.0.1:{port}", "ray://127.0.0.1:{port}", "http://127.0.0.1:{port}"])
 def test_a_cluster_that_does_not_answer(
-    address: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    address: str, closed_port: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setenv("RAY_ADDRESS", address.format(port=closed_port()))
+    monkeypatch.setenv("RAY_ADDRESS", address.format(port=closed_port))
     assert doctor(None) == 1
     assert "does not answer (Connection refused)" in said(capsys)
 

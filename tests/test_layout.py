@@ -38,7 +38,7 @@ ONLY_IN: dict[str, set[str]] = {
     "duckdb": {"tables"},
     "s3fs": {"storage"},
     "botocore": {"storage"},
-    "torchvision": {"models"},
+    "torchvision": {"models", "training"},
     "monai": {"models"},
     "pytorchvideo": {"models"},
 }

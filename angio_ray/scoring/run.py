@@ -160,6 +160,9 @@ def _score(config: ScoreConfig) -> tuple[int, list[str]]:
                 driver.run(retried)
             except StorageUnavailable as error:
                 raise RunError(f"not finished: {error}; run the same command again", 1) from error
+            finally:
+                if ray.is_initialized():
+                    ray.kill(plan.ledger)  # the stages' closures hold its handle for ever: in a lasting cluster it would stay
             return driver.written, notes
 
 

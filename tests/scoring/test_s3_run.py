@@ -109,6 +109,7 @@ def object_id(place: Place, name: str, key_file: Path) -> str:
 def complaint(run: Run) -> str:
     """The one line by which a run says why it ended; nothing but log lines before it."""
     assert "Traceback" not in run.text, run.text
+    assert "Connecting" not in run.text, "a thread of the run joined another Ray cluster"
     line = run.text.splitlines()[-1]
     assert line.startswith("angio-ray: "), run.text
     return line
