@@ -44,6 +44,8 @@ def score(config: Annotated[ScoreConfig, Config]) -> int:
 
     summary = run_score(config)
     say = Console(stderr=True, highlight=False, soft_wrap=True)
+    for note in summary.notes:
+        say.print(note)
     counts = ", ".join(f"{n:,} {status}" for status, n in sorted(summary.statuses.items())) or "no rows"
     say.print(f"run {summary.run_id}: {counts} ({summary.written:,} rows written now, {summary.seconds:.0f} s)")
     for reason, n in summary.reasons.most_common():

@@ -388,7 +388,7 @@ def _cluster(address: str) -> tuple[str | None, str]:
         "from angio_ray.scoring.cluster import ray_cluster\n"
         "from angio_ray.scoring.config import RunError\n"
         "try:\n"
-        "    with ray_cluster() as resources: print(json.dumps({k: v for k, v in resources.items() if k in ('CPU', 'GPU')}))\n"
+        "    with ray_cluster() as nodes: print(json.dumps({k: sum(n.get(k, 0) for n in nodes) for k in ('CPU', 'GPU')}))\n"
         "except RunError as error: print(json.dumps(str(error)))\n"
     )
     try:

@@ -219,7 +219,7 @@ class PatientMap:
 class PatientIdentity:
     """Says whose clip each header is, and never merges two people under a number that names nobody.
 
-    A PatientID that is empty or a placeholder (zeros, ANON..., UNKNOWN ...), or that stands for people of different
+    A PatientID that is empty or a placeholder (zeros, ANON, UNKNOWN ...), or that stands for people of different
     birth dates or sexes, falls back to the study and is flagged. A patient map has the last word.
 
     A conflict shows only when the second person is seen: rows given out before carry the merged id. Where that
@@ -275,14 +275,14 @@ class PatientIdentity:
 
 _PLACEHOLDER_YEARS = ("0000", "0001", "1800", "1900", "9999")
 _PLACEHOLDER = re.compile(
-    r"""0+ | X+ | 9{4,} | ANON.* | DEIDENTIFIED.* | UNKNOWN.* | UNK | NONE | NULL | NA | NAN | NIL | NOID | NONAME
-      | NOTAVAILABLE | REMOVED | REDACTED | DELETED | EMPTY | DUMMY | TEST | PATIENT | PATIENTID | ID |""",
+    r"""0+ | X+ | 9{4,} | (ANON(YM(OUS|I[SZ]ED)?)?)+ | DEIDENTIFIED | (UNKNOWN)+ | UNK | NONE | NULL | NA | NAN | NIL
+      | NOID | NONAME | NOTAVAILABLE | REMOVED | REDACTED | DELETED | EMPTY | DUMMY | TEST | PATIENT | PATIENTID | ID |""",
     re.VERBOSE,
 )
 
 
 def is_placeholder(patient_id: str) -> bool:
-    """Whether a PatientID names nobody: zeros, ANON with whatever follows, UNKNOWN, N/A ... (case, marks ignored)."""
+    """Whether a PatientID names nobody: zeros, ANON, UNKNOWN, N/A ... (case, marks ignored). ANON0001 is somebody's number."""
     return _PLACEHOLDER.fullmatch(re.sub(r"[\W_]+", "", patient_id).upper()) is not None
 
 

@@ -39,7 +39,7 @@ def ray_cluster() -> Iterator[list[Mapping[str, float]]]:
         options |= {
             "address": "local",
             "include_dashboard": False,
-            "num_cpus": len(psutil.Process().cpu_affinity()),
+            "num_cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
             "object_store_memory": int(max(100 << 20, min(2 << 30, memory // 5, shm // 2))),
         }
     try:

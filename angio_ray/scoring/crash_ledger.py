@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 T = TypeVar("T")
 DEATHS_ALLOWED = 2
@@ -47,8 +48,10 @@ class _Ledger:
 
 
 def start_ledger() -> Any:
-    """Start the ledger's actor (no CPU of its own); it lives as long as the handle."""
-    return ray.remote(num_cpus=0, max_restarts=0)(_Ledger).remote()
+    """Start the ledger's actor (no CPU of its own) on the driver's node, so that it is lost only with the driver."""
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    actor = ray.remote(num_cpus=0, max_restarts=0)(_Ledger)
+    return actor.options(scheduling_strategy=here).remote()
 
 
 def run_guarded(

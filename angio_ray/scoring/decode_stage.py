@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing
 from typing import Any
 
 import pyarrow as pa
@@ -54,8 +55,9 @@ class DecodeStage:
             return list(self.threads.map(lambda p: self._read(rows[p]), positions))
 
         def give_up(position: int) -> dict[str, Any]:
+            # the worker parses no bytes: it died of memory or with its node, so another time may do
             return self._rejected(
-                rows[position], Reason.DECODER_CRASHED, "the decoding worker died 2 times on this object"
+                rows[position], Reason.OUT_OF_MEMORY, "the decoding worker died 2 times at this object"
             )
 
         ids = [row["object_id"] for row in rows]
@@ -64,18 +66,17 @@ class DecodeStage:
     def _read(self, key: dict[str, Any]) -> dict[str, Any]:
         info = ObjectInfo(key["uri"], key["size_bytes"], key["etag"])
         try:
-            source = self.storage.open(info)
-            outcome = self.reader.index(source) if self.header_only else self.reader.read(source)
+            with closing(self.storage.open(info)) as source:
+                outcome = self.reader.index(source) if self.header_only else self.reader.read(source)
+            return self._row(key, outcome)
         except ClipRejected as rejected:
             return self._rejected(key, rejected.reason, rejected.detail)
         except SandboxUnavailable:  # this machine cannot decode: no row may say that it was the clip
             raise
-        except (
-            Exception
-        ) as error:  # a fault of ours must not cost the neighbours; its text may hold a path, so: class only
+        except Exception as error:
+            # a fault of ours must not cost the neighbours; its text may hold a path, so: class only
             log.error("object %s: unexpected %s in the reader", key["object_id"], type(error).__name__)
             return self._rejected(key, Reason.DECODE_ERROR, "unexpected error in the reader")
-        return self._row(key, outcome)
 
     def _rejected(self, key: dict[str, Any], reason: Reason, detail: str) -> dict[str, Any]:
         return {**key, "reason": str(reason), "detail": detail}
@@ -86,6 +87,7 @@ class DecodeStage:
             "uri": key["uri"],
             "size_bytes": outcome.info.size_bytes,
             "etag": outcome.info.etag,
+            "changed": outcome.info.etag != key["etag"],
             "header": header_struct(outcome.header),
             "reason": None if outcome.reason is None else str(outcome.reason),
             "detail": outcome.detail,

@@ -10,7 +10,7 @@ import ray
 
 from angio_ray.dicom.reader import Limits
 from angio_ray.scoring.cluster import check_nodes_see, ray_cluster
-from angio_ray.scoring.config import IndexConfig, RunError
+from angio_ray.scoring.config import IndexConfig
 from angio_ray.scoring.crash_ledger import start_ledger
 from angio_ray.scoring.decode_stage import DecodeStage
 from angio_ray.scoring.pipeline import key_blocks, quiet_context
@@ -41,13 +41,10 @@ def index(config: IndexConfig) -> IndexSummary:
     started = time.monotonic()
     source, root = open_source(config.source), open_root(config.tables, config.clips)
     key = load_run_key(config.key_file, config.tables, root)
-    patients = load_patients(config.patient_map, key)
     root.ensure(key.fingerprint)
+    patients = load_patients(config.patient_map, key, root)
     known = known_clips(root)
-    pages = list(listing(source, key))
-    if not pages:
-        raise RunError(f"no objects under {config.source}", 2)
-    keys = pa.concat_tables(pages)
+    keys = pa.concat_tables(listing(source, key))
     fresh = keys.filter(
         pa.array(
             [pair not in known for pair in zip(*(keys[c].to_pylist() for c in ("object_id", "etag")), strict=True)]

@@ -7,6 +7,7 @@ identifiers into pseudonyms (`result_rows`), so the key never leaves it.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from datetime import UTC, datetime
@@ -14,7 +15,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from angio_ray.clip import ClipHeader
+from angio_ray import __version__
+from angio_ray.clip import ClipHeader, ClipRejected, Reason
 from angio_ray.models import TASKS
 from angio_ray.pseudonyms import PatientIdentity, PseudonymKey
 from angio_ray.sampling import ClipWindow
@@ -26,6 +28,7 @@ KEYS = pa.schema([("object_id", pa.string()), ("uri", pa.string()), ("size_bytes
 _HEADER = pa.struct([arrow_schema("clips").field(f.name) for f in fields(ClipHeader)])
 _DECODED = [
     *KEYS,
+    pa.field("changed", pa.bool_()),  # since the manifest was made
     pa.field("header", _HEADER),
     pa.field("reason", pa.string()),
     pa.field("detail", pa.string()),
@@ -68,10 +71,15 @@ def scored_schema(tasks: Sequence[str]) -> pa.Schema:
 
 
 def header_struct(header: ClipHeader | None) -> dict[str, Any] | None:
-    """A header as the value of the struct column."""
+    """A header as the value of the struct column. ClipRejected where it holds what no table can."""
     if header is None:
         return None
-    return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(header).items()}
+    values = {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(header).items()}
+    try:
+        pa.array([values], _HEADER)  # here it costs one clip, later the whole block
+    except (pa.ArrowException, UnicodeError, OverflowError, TypeError):
+        raise ClipRejected(Reason.HEADER_INVALID, "a header value that no table can hold") from None
+    return values
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,13 +113,15 @@ def result_rows(
     scores = []
     for row, known in zip(table.to_pylist(), clips.to_pylist(), strict=True):
         rejected = row["status"] == "rejected"
-        date = known["study_date"] or ""
+        year = re.match(r"[0-9]{4}", known["study_date"] or "")
         values = {**known, **row, "reason": row["reason"], "detail": row["detail"]}
         scores.append(
             {name: values.get(name) for name in names}
             | {
                 "run_id": facts.run_id,
-                "study_year": int(date[:4]) if date[:4].isdigit() else None,
+                "study_year": int(year[0]) if year else None,
+                "etag": key.hash("etag", row["etag"]),  # the store's may hold a time or a digest of the bytes
+                "code_version": __version__,
                 "scored_at": now,
                 "attempts": attempts,
                 "bundles": None if rejected else list(facts.bundles.items()),

@@ -1,4 +1,4 @@
-"""The driver of a scoring run: manifest, anti-join, waves through the two stages, fenced commits, retries, an exit code.
+"""A scoring run from its config: places, key, bundles, cluster and tables brought together, then `driver` works through it.
 
 Invariant: a run that ends by itself has exactly one row in `scores` per object of its manifest. Whatever dies before that, the
 same command again scores what is missing (`tables.run_log` says why no row can be written twice).
@@ -9,22 +9,16 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-import queue
-import signal
-import threading
 import time
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.compute as pc
 import ray
 
-from angio_ray.clip import Reason, is_transient
 from angio_ray.dicom.reader import Limits
 from angio_ray.models import TASKS
 from angio_ray.models.backends import BackendChoice, choose_backend, unsupported
@@ -43,23 +37,20 @@ from angio_ray.sampling import ClipWindow
 from angio_ray.scoring.cluster import check_nodes_see, ray_cluster
 from angio_ray.scoring.config import RunError, ScoreConfig
 from angio_ray.scoring.crash_ledger import start_ledger
-from angio_ray.scoring.pipeline import Plan, scored_blocks
+from angio_ray.scoring.driver import TICK_S, Driver, StopEvent, stop_signals
+from angio_ray.scoring.pipeline import Plan
 from angio_ray.scoring.pools import Pools, size_pools
-from angio_ray.scoring.progress import Progress
-from angio_ray.scoring.rows import KEYS, RunFacts, result_rows
+from angio_ray.scoring.rows import KEYS, RunFacts
 from angio_ray.storage import Storage, StorageUnavailable
 from angio_ray.tables.fence import STORE_ERRORS, describe
-from angio_ray.tables.lookups import ids_with_reason, run_counts
+from angio_ray.tables.lookups import ids_with_reason, known_people, run_counts
 from angio_ray.tables.root import TableRoot
 from angio_ray.tables.run_log import RunHeld, RunIncomplete, RunLog, TableUnwritable, run_state
 
 log = logging.getLogger(__name__)
 
-_WAVE_OBJECTS = 250_000
-_PASSES = 3
-"""The first, and up to two more for what failed in a transient way."""
-_BROKEN_PIPELINES_ALLOWED = 3
-_TICK_S = 0.25
+SCORING_VERSION = 1
+"""Raised by any change of reading, sampling or grey values that changes a score, so that no run mixes two of them."""
 _IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Ray sets this for the driver of a submitted job."""
 
@@ -103,37 +94,31 @@ def score(config: ScoreConfig) -> RunSummary:
 
 
 def _score(config: ScoreConfig) -> tuple[int, list[str]]:
-    source, root = open_source(config.source), open_root(config.tables, config.clips)
+    source = open_source(config.source)
     bundles = _load_bundles(config)
-    if next(source.list(), None) is None:
-        raise RunError(f"no objects under {config.source}", 2)
+    root = open_root(config.tables, config.clips)
     key = load_run_key(config.key_file, config.tables, root)
-    patients = load_patients(config.patient_map, key)
     root.ensure(key.fingerprint)
+    patients = load_patients(config.patient_map, key, root)
     state = run_state(root, config.run)
-    if state.finished and state.config and not config.retry:
-        with RunLog.open(
-            root,
-            config.run,
-            _facts(config, key.hash("source", source.uri), bundles, state.config["backend"]),
-            heartbeat=False,
-        ) as run_log:
+    bound = _bound_backend(config, state.config)
+    source_id = key.hash("source", source.uri)
+    if bound and state.finished and not config.retry:
+        with RunLog.open(root, config.run, _facts(config, source_id, bundles, bound), heartbeat=False) as run_log:
             return 0, ["the run is finished: nothing to do", *_changes_since(run_log.manifest(), source)]
 
     # in this order: joining a cluster puts Ray's own handler of SIGTERM, which ends the process at once, over ours
-    with ray_cluster() as nodes, _stop_signals() as stop:
+    with ray_cluster() as nodes, stop_signals() as stop:
         if not source.is_s3:
             check_nodes_see(config.source)
         pools = size_pools(nodes, config)
         refs = {task: ray.put(bundle) for task, bundle in bundles.items()}
-        backend = _backend(config, refs, pools, state.config)
-        facts = _facts(config, key.hash("source", source.uri), bundles, asdict(backend))
+        backend = _choose_backend(config, refs, pools, bound, stop)
+        facts = _facts(config, source_id, bundles, backend)
         with RunLog.open(root, config.run, facts, interval_s=config.commit_interval_s) as run_log:
             notes = []
             if run_log.has_manifest:
                 notes = _changes_since(run_log.manifest(), source)
-                for note in notes:
-                    log.warning("%s", note)
             else:
                 run_log.write_manifest(listing(source, key))
             plan = Plan(
@@ -155,241 +140,26 @@ def _score(config: ScoreConfig) -> tuple[int, list[str]]:
                 precision=backend.precision,
             )
             retried = ids_with_reason(root, config.run, config.retry)
-            driver = _Driver(config, run_log, source, plan, run_facts, key, patients, stop)
+            driver = Driver(config, run_log, source, plan, run_facts, key, patients, stop)
             try:
                 driver.run(retried)
             except StorageUnavailable as error:
                 raise RunError(f"not finished: {error}; run the same command again", 1) from error
             finally:
                 if ray.is_initialized():
-                    ray.kill(plan.ledger)  # the stages' closures hold its handle for ever: in a lasting cluster it would stay
+                    ray.kill(plan.ledger)  # the stages hold its handle for ever: in a lasting cluster it would stay
+            if driver.changed:
+                notes.append(f"{driver.changed:,} objects were read as they are now, not as they were listed")
             return driver.written, notes
 
 
-class StopEvent(threading.Event):
-    """Set by SIGTERM or SIGINT."""
-
-    signum = 0
-    """Which of them it was."""
-
-
-class _Driver:
-    """Takes the pipeline's rows, sets transient failures aside, and commits the rest."""
-
-    def __init__(
-        self,
-        config: ScoreConfig,
-        run_log: RunLog,
-        source: Storage,
-        plan: Plan,
-        facts: RunFacts,
-        key: PseudonymKey,
-        patients: PatientIdentity,
-        stop: StopEvent,
-    ) -> None:
-        self.config = config
-        self.run_log = run_log
-        self.source = source
-        self.plan = plan
-        self.facts = facts
-        self.key = key
-        self.patients = patients
-        self.stop = stop
-        self.written = 0
-        self.buffer: list[tuple[pa.Table, pa.Table]] = []
-        self.buffered = 0
-        self.committed_at = time.monotonic()
-        self.failures_in_a_row = 0
-        self.replacing = False
-
-    def run(self, retried: set[str]) -> None:
-        """All objects that have no row yet, then again those whose rows --retry names."""
-        total = sum(page.num_rows for page in self.run_log.manifest())
-        with Progress(total, len(self.run_log.scored_ids())) as self.progress:
-            for wave in _waves(self.run_log.pending()):
-                self._score_wave(wave)
-            if retried:
-                self.replacing = True
-                self.progress.done -= len(retried)
-                again = pa.array(sorted(retried), pa.string())
-                for wave in _waves(page.filter(pc.is_in(page["object_id"], again)) for page in self.run_log.manifest()):
-                    self._score_wave(wave)
-        self.run_log.finish(dict(self.progress.counts))
-
-    def _score_wave(self, wave: pa.Table) -> None:
-        self.open_ids = set(wave["object_id"].to_pylist())
-        for attempt in range(1, _PASSES + 1):
-            wave = self._still_open(wave)
-            if not len(wave):
-                break
-            if attempt > 1:
-                log.info("%d clips failed in a way that another try may cure: pass %d", len(wave), attempt)
-                ray.get(self.plan.ledger.forgive.remote())
-            self._pass(wave, attempt)
-
-    def _still_open(self, keys: pa.Table) -> pa.Table:
-        return keys.filter(pc.is_in(keys["object_id"], pa.array(sorted(self.open_ids), pa.string())))
-
-    def _pass(self, keys: pa.Table, attempt: int) -> None:
-        """One pass over the keys. A pipeline that breaks is started again on what is left, while that gets somewhere."""
-        self.progress.waiting = 0
-        set_aside: set[str] = set()
-        broken = 0
-        while len(keys):
-            before = len(self.open_ids) - len(set_aside)
-            try:
-                for table in _in_background(scored_blocks(keys, self.plan)):
-                    if table is not None:
-                        set_aside |= self._take(table, attempt)
-                    if self.stop.is_set():
-                        self._commit()
-                        self.run_log.stop(dict(self.progress.counts))
-                        raise RunError(
-                            "stopped: what was scored is committed; run the same command again", 128 + self.stop.signum
-                        )
-                    self._commit_if_due()
-                self._commit()
-                return
-            except (ray.exceptions.RayError, _PipelineBroken) as error:
-                self._commit()
-                broken = 1 if len(self.open_ids) - len(set_aside) < before else broken + 1
-                log.error(
-                    "the pipeline broke (%s); starting it again on what is left",
-                    type(error.__cause__ or error).__name__,
-                )
-                if broken >= _BROKEN_PIPELINES_ALLOWED or not ray.is_initialized():
-                    raise RunError(
-                        f"not finished: the pipeline broke {broken} times without progress; run the same command again",
-                        1,
-                    ) from error
-                keys = keys.filter(pc.invert(pc.is_in(keys["object_id"], pa.array(sorted(set_aside), pa.string()))))
-                keys = self._still_open(keys)
-
-    def _take(self, table: pa.Table, attempt: int) -> set[str]:
-        """Buffer the final rows of a block; returns the object ids set aside for another pass."""
-        fresh, aside = [], set()
-        for position, (object_id, reason, detail) in enumerate(
-            zip(table["object_id"].to_pylist(), table["reason"].to_pylist(), table["detail"].to_pylist(), strict=True)
-        ):
-            if object_id not in self.open_ids:
-                continue  # a block that Ray computed twice
-            failed = is_transient(reason, detail)
-            self.failures_in_a_row = self.failures_in_a_row + 1 if failed else 0
-            if self.failures_in_a_row > self.config.max_failures_in_a_row:
-                self._commit()
-                raise RunError(
-                    f"not finished: {self.failures_in_a_row} clips in a row failed ({reason}: {detail}); "
-                    "mend the cause and run the same command again",
-                    1,
-                )
-            if failed and attempt < _PASSES:
-                aside.add(object_id)
-                continue
-            fresh.append(position)
-        if fresh:
-            rows = table.take(pa.array(fresh))
-            if Reason.READ_ERROR in rows["reason"].to_pylist():
-                self._check_source()
-            scores, clips = result_rows(rows, facts=self.facts, key=self.key, patients=self.patients, attempts=attempt)
-            self.buffer.append((scores, clips))
-            self.buffered += len(rows)
-            self.open_ids.difference_update(rows["object_id"].to_pylist())
-            self.progress.add_statuses(rows["status"].to_pylist())
-        self.progress.waiting += len(aside)
-        return aside
-
-    def _check_source(self) -> None:
-        """A place that cannot be read at all makes no row `read_error`: stop instead."""
-        try:
-            self.source.probe()
-        except StorageUnavailable as error:
-            raise RunError(f"not finished: {error}; run the same command again", 1) from error
-
-    def _commit_if_due(self) -> None:
-        self.progress.tick()
-        if (
-            self.buffered >= self.config.commit_rows
-            or time.monotonic() - self.committed_at >= self.config.commit_interval_s
-        ):
-            self._commit()
-
-    def _commit(self) -> None:
-        """Append the buffered rows: `clips` first, so that no score lacks the way back to its object."""
-        if self.buffer:
-            scores = pa.concat_tables([scores for scores, _ in self.buffer])
-            self.run_log.append_clips(pa.concat_tables([clips for _, clips in self.buffer]))
-            self.written += self.run_log.replace(scores) if self.replacing else self.run_log.commit(scores)
-            self.buffer, self.buffered = [], 0
-        self.committed_at = time.monotonic()
-
-
-class _PipelineBroken(Exception):
-    """Ray Data gave up; the cause is chained."""
-
-
-def _in_background(blocks: Iterator[pa.Table]) -> Iterator[pa.Table | None]:
-    """The blocks as they come, and None every `_TICK_S` while none does, so that the driver can commit and stop meanwhile."""
-    ready: queue.Queue[Any] = queue.Queue(maxsize=8)
-    done, cancelled = object(), threading.Event()
-
-    def drain() -> None:
-        try:
-            for block in blocks:
-                while not cancelled.is_set():
-                    try:
-                        ready.put(block, timeout=_TICK_S)
-                        break
-                    except queue.Full:
-                        continue
-                if cancelled.is_set():
-                    return
-            ready.put(done)
-        except BaseException as error:
-            ready.put(error)
-
-    thread = threading.Thread(target=drain, name="scored blocks", daemon=True)
-    thread.start()
-    try:
-        while True:
-            try:
-                item = ready.get(timeout=_TICK_S)
-            except queue.Empty:
-                yield None
-                continue
-            if item is done:
-                return
-            if isinstance(item, BaseException):
-                raise _PipelineBroken from item
-            yield item
-    finally:
-        cancelled.set()
-
-
-@contextmanager
-def _stop_signals() -> Iterator[StopEvent]:
-    """An event that SIGTERM and SIGINT set while this is open in the main thread; its `signum` says which."""
-    event = StopEvent()
-    if threading.current_thread() is not threading.main_thread():
-        yield event
-        return
-
-    def stop(signum: int, _frame: object) -> None:
-        event.signum = signum
-        event.set()
-
-    before = {s: signal.signal(s, stop) for s in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield event
-    finally:
-        for s, handler in before.items():
-            signal.signal(s, handler)
-
-
 def open_source(uri: str) -> Storage:
-    """The place of the clips; RunError (2) where it cannot be read."""
+    """The place of the clips; RunError (2) where it cannot be read or holds nothing."""
     source = Storage(uri)
     try:
         source.probe()
+        if next(source.list(), None) is None:
+            raise RunError(f"no objects under {uri}", 2)
     except StorageUnavailable as error:
         raise RunError(str(error), 2) from error
     return source
@@ -424,12 +194,15 @@ def load_run_key(key_file: Path | None, tables: str, root: TableRoot) -> Pseudon
         raise RunError(str(error), 2) from error
 
 
-def load_patients(patient_map: Path | None, key: PseudonymKey) -> PatientIdentity:
-    """Who counts as one patient."""
+def load_patients(patient_map: Path | None, key: PseudonymKey, root: TableRoot) -> PatientIdentity:
+    """Who counts as one patient, knowing every header in `clips`: one PatientID of two people is seen before it merges them."""
     try:
-        return PatientIdentity(key, PatientMap.read(patient_map) if patient_map else None)
+        patients = PatientIdentity(key, PatientMap.read(patient_map) if patient_map else None)
     except PatientMapError as error:
         raise RunError(str(error), 2) from error
+    for header in known_people(root):
+        patients.observe(header)
+    return patients
 
 
 def _load_bundles(config: ScoreConfig) -> dict[str, Bundle]:
@@ -492,20 +265,8 @@ def _changes_since(manifest: Iterable[pa.Table], source: Storage) -> list[str]:
     return [f"{count:,} object{'s' if count > 1 else ''} {what}" for what, count in counts.items() if count]
 
 
-def _waves(pages: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """Pages of keys joined to tables of at most `_WAVE_OBJECTS`."""
-    ready: list[pa.Table] = []
-    for page in pages:
-        if ready and sum(map(len, ready)) + len(page) > _WAVE_OBJECTS:
-            yield pa.concat_tables(ready)
-            ready = []
-        ready.append(page.select(KEYS.names))
-    if sum(map(len, ready)):
-        yield pa.concat_tables(ready)
-
-
 def _facts(
-    config: ScoreConfig, source_id: str, bundles: Mapping[str, Bundle], backend: Mapping[str, Any]
+    config: ScoreConfig, source_id: str, bundles: Mapping[str, Bundle], backend: BackendChoice
 ) -> dict[str, Any]:
     """Everything that changes a score: what the run id is bound to."""
     return {
@@ -514,28 +275,32 @@ def _facts(
         "gate": config.gate,
         "assume_fps": config.assume_fps,
         "patient_map": hashlib.sha256(config.patient_map.read_bytes()).hexdigest() if config.patient_map else None,
-        "backend": dict(backend),
+        "backend": asdict(backend),
+        "scoring_version": SCORING_VERSION,
     }
 
 
-def _backend(
-    config: ScoreConfig,
-    bundles: Mapping[str, Any],
-    pools: Pools,
-    bound: Mapping[str, Any] | None,
+def _bound_backend(config: ScoreConfig, bound: Mapping[str, Any] | None) -> BackendChoice | None:
+    """What the run was started with, None for a new one; RunError (2) where something else is asked for."""
+    if bound is None:
+        return None
+    stored = BackendChoice(**bound["backend"])
+    for asked, was in ((config.backend, stored.backend), (config.precision, stored.precision)):
+        if asked not in ("auto", was):
+            raise RunError(f"run {config.run} was started with {was}, not {asked}: take another run id", 2)
+    return stored
+
+
+def _choose_backend(
+    config: ScoreConfig, bundles: Mapping[str, Any], pools: Pools, bound: BackendChoice | None, stop: StopEvent
 ) -> BackendChoice:
     """What runs the models on all nodes: as the run is bound to, else measured once where a scoring actor would run."""
-    stored = BackendChoice(**bound["backend"]) if bound else None
-    if stored and (
-        config.backend not in ("auto", stored.backend) or config.precision not in ("auto", stored.precision)
-    ):
-        stored = None  # the run log will name the difference
 
     def choose(refs: Mapping[str, Any]) -> tuple[BackendChoice | None, str | None]:
         import torch
 
-        if stored:
-            return stored, unsupported(stored)
+        if bound:
+            return bound, unsupported(bound)
         try:
             choice = choose_backend(
                 [ray.get(ref) for ref in refs.values()],
@@ -550,8 +315,11 @@ def _backend(
         return choice, None
 
     remote = ray.remote(num_cpus=pools.cpus_per_scorer, num_gpus=pools.gpus_per_scorer)(choose)
-    choice, fault = ray.get(remote.remote(dict(bundles)))
+    answer = remote.remote(dict(bundles))
+    while not ray.wait([answer], timeout=TICK_S)[0]:
+        stop.check()
+    choice, fault = ray.get(answer)
     if fault or choice is None:
-        raise RunError(f"the models cannot run as {'the run was started' if stored else 'asked for'}: {fault}", 2)
+        raise RunError(f"the models cannot run as {'the run was started' if bound else 'asked for'}: {fault}", 2)
     log.info("models run with %s", choice)
     return choice

@@ -102,9 +102,8 @@ class Bucket:
             answer = self._ask("list_objects_v2", Bucket=self._bucket, Prefix=below, MaxKeys=PAGE, **token)
             page = []
             for entry in answer.get("Contents", []):
-                table, log, _ = entry["Key"].partition(f"{DELTA_LOG}/")
-                if log:  # comes before the table's data: `_` sorts before `part-`
-                    tables.add(table)
+                if log := re.match(rf"((?:.*/)?){DELTA_LOG}/", entry["Key"]):
+                    tables.add(log[1])  # comes before the table's data: `_` sorts before `part-`
                 elif _is_object(entry, below) and not entry["Key"].startswith(tuple(tables)):
                     page.append(self._info(entry))
             if page:
@@ -406,7 +405,8 @@ def _is_object(entry: Mapping[str, Any], below: str) -> bool:
     key: str = entry["Key"]
     if entry["Size"] == 0 and (key.endswith("/") or key.endswith("_$folder$")):
         return False  # how consoles and Hadoop mark an empty folder
-    return not any(left_out(part) for part in key[len(below) :].split("/"))
+    *folders, name = key[len(below) :].split("/")
+    return not left_out(name, folder=False) and not any(left_out(part, folder=True) for part in folders)
 
 
 def _status(error: BaseException) -> int | None:

@@ -72,7 +72,8 @@ class Folder:
             folder = pending.pop()
             try:
                 with os.scandir(folder) as scan:
-                    entries = sorted((entry for entry in scan if not left_out(entry.name)), key=lambda e: e.name)
+                    kept = (entry for entry in scan if not left_out(entry.name, folder=entry.is_dir()))
+                    entries = sorted(kept, key=lambda entry: entry.name)
                 status = os.stat(folder)
             except OSError as error:
                 # the folder's own name is not said: below the root it is often a patient's

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
 import pyarrow.compute as pc
 
+from angio_ray.clip import ClipHeader
 from angio_ray.tables.root import TableRoot
 
 
@@ -34,3 +35,14 @@ def known_clips(root: TableRoot) -> set[tuple[str, str]]:
     """(object_id, etag) of every row of `clips`."""
     batches = root.open("clips").to_pyarrow_dataset().to_batches(columns=["object_id", "etag"])
     return {pair for batch in batches for pair in zip(*(column.to_pylist() for column in batch.columns), strict=True)}
+
+
+def known_people(root: TableRoot) -> Iterator[ClipHeader]:
+    """The patient's part of every header in `clips`, each combination once."""
+    names = ["issuer_of_patient_id", "dicom_patient_id", "patient_birth_date", "patient_sex"]
+    seen: set[tuple[str | None, ...]] = set()
+    for batch in root.open("clips").to_pyarrow_dataset().to_batches(columns=names):
+        for values in zip(*(column.to_pylist() for column in batch.columns), strict=True):
+            if values not in seen:
+                seen.add(values)
+                yield ClipHeader(**dict(zip(names, values, strict=True)))
