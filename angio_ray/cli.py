@@ -95,7 +95,17 @@ def sql(
 
 
 @app.command
-def phantom(out: str, *, patients: int = 6, seed: int = 0, size: int = 512, frames: Range = (60, 120)) -> int:
+def phantom(
+    out: str,
+    *,
+    patients: int = 6,
+    seed: int = 0,
+    size: int = 512,
+    frames: Range = (60, 120),
+    clips: Range = (5, 7),
+    fps: float | None = None,
+    syntax: str | None = None,
+) -> int:
     """Make synthetic clips with known truth: DICOM files and labels.parquet.
 
     Parameters
@@ -110,11 +120,19 @@ def phantom(out: str, *, patients: int = 6, seed: int = 0, size: int = 512, fram
         Rows and columns, px.
     frames:
         Fewest and most frames of a clip.
+    clips:
+        Fewest and most clips of a patient.
+    fps:
+        Frames per second. Default: 15 mostly, others at times.
+    syntax:
+        Transfer syntax: native, rle, jpeg-baseline, jpeg-lossless, jpeg-ls, jpeg-2000. Default: one drawn per clip.
     """
     from angio_ray.phantom import generate
 
     with _argument_errors():
-        labels = generate(out, patients=patients, seed=seed, size=size, frames=frames)
+        labels = generate(
+            out, patients=patients, seed=seed, size=size, frames=frames, clips=clips, fps=fps, syntax=syntax
+        )
     Console(stderr=True, highlight=False).print(f"{len(labels):,} synthetic clips of {patients} patients in {out}")
     return 0
 

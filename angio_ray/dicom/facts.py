@@ -25,7 +25,10 @@ XA_CLASSES = frozenset(
 )
 PHANTOM_MANUFACTURER = "angio_ray phantom"
 
-_PLANES = {"SINGLE PLANE": "single", "BIPLANE A": "a", "BIPLANE B": "b"}
+_PLANES = {
+    **{"SINGLE PLANE": "single", "BIPLANE A": "a", "BIPLANE B": "b"},  # ImageType, value 3
+    **{"MONOPLANE": "single", "PLANE A": "a", "PLANE B": "b"},  # PlaneIdentification of Enhanced XA
+}
 _LOSSY_SYNTAXES = frozenset(f"1.2.840.10008.1.2.4.{n}" for n in ("50", "51", "53", "55", "81", "91", "203"))
 _GREY = frozenset({"MONOCHROME1", "MONOCHROME2"})
 _COLOUR = frozenset({"RGB", "YBR_FULL", "YBR_FULL_422", "YBR_RCT", "YBR_ICT"})
@@ -79,9 +82,10 @@ class Voi:
 def clip_header(
     parsed: ParsedObject, shared: DataSet | None, per_frame: list[DataSet], times: FrameTimes | None
 ) -> ClipHeader:
-    """The header's facts as recorded."""
+    """The header's facts as recorded: integers fit int32, numbers are finite, texts can be encoded as UTF-8."""
     dataset = parsed.dataset
     image_type = dataset.texts(0x00080008)
+    named_planes = (*image_type[2:3], dataset.text(0x00189457) or "")
     shutter = _functional(dataset, shared, per_frame, 0x00189472) or dataset  # FrameDisplayShutterSequence
     manufacturer = dataset.text(0x00080070)
     position = _functional(dataset, shared, per_frame, 0x00189405)  # PositionerPositionSequence
@@ -118,7 +122,7 @@ def clip_header(
         primary_angle_deg=primary,
         secondary_angle_deg=secondary,
         positioner_motion=dataset.text(0x00181500),
-        plane=_PLANES.get(image_type[2].upper()) if len(image_type) > 2 else None,
+        plane=next((_PLANES[name.upper()] for name in named_planes if name.upper() in _PLANES), None),
         has_mask_module=0x00286100 in dataset,
         viewing_mode=dataset.text(0x00281090),
         shutter_shape=shutter.text(0x00181600),
@@ -129,8 +133,8 @@ def clip_header(
         study_date=dataset.text(0x00080020),
         acquisition_datetime=acquired,
         timezone_offset=dataset.text(0x00080201),
-        series_number=_fits_int32(dataset.integer(0x00200011, "IS")),
-        instance_number=_fits_int32(dataset.integer(0x00200013, "IS")),
+        series_number=dataset.integer(0x00200011, "IS"),
+        instance_number=dataset.integer(0x00200013, "IS"),
         manufacturer=manufacturer,
         model=dataset.text(0x00081090),
         institution=dataset.text(0x00080080),
@@ -154,7 +158,7 @@ def num_frames(dataset: DataSet) -> int | None:
     """NumberOfFrames as recorded; 1 where it is absent (a single-frame object needs none), None where unreadable."""
     if 0x00280008 not in dataset or not dataset.raw(0x00280008):
         return 1
-    return _fits_int32(dataset.integer(0x00280008, "IS"))
+    return dataset.integer(0x00280008, "IS")
 
 
 def pixel_layout(parsed: ParsedObject) -> PixelLayout:
@@ -230,10 +234,6 @@ def _functional(dataset: DataSet, shared: DataSet | None, per_frame: list[DataSe
         if group is not None and (items := group.items(tag)):
             return items[0]
     return None
-
-
-def _fits_int32(value: int | None) -> int | None:
-    return value if value is not None and -(2**31) <= value < 2**31 else None
 
 
 def _shown(value: int | None) -> str:

@@ -159,9 +159,9 @@ class DataSet:
         return values[0] if values else None
 
     def integer(self, tag: int, vr: str) -> int | None:
-        """First value of a numeric element if it is a whole number."""
+        """First value of a numeric element if it is a whole number of int32, as every attribute read here is."""
         value = self.number(tag, vr)
-        return int(value) if value is not None and value.is_integer() else None
+        return int(value) if value is not None and value.is_integer() and -(2**31) <= value < 2**31 else None
 
     def tag_value(self, tag: int) -> int | None:
         """First value of an AT element, as group << 16 | element."""
@@ -431,14 +431,21 @@ def _decimal(value: bytes) -> float:
 
 
 def _decode_text(raw: bytes, charset: tuple[str, ...]) -> str:
+    """Text in DICOM's own character sets (PS3.3 C.12.1.1.2), else as Latin-1; always such that UTF-8 can encode it."""
     if raw.isascii() and b"\x1b" not in raw:
         return raw.decode("ascii")
-    from pydicom.charset import convert_encodings, decode_bytes
+    from pydicom.charset import convert_encodings, decode_bytes, python_encoding
 
     try:
-        return decode_bytes(raw, convert_encodings(list(charset) or "ISO_IR 6"), {ord("\\")})
+        encodings = convert_encodings(list(charset) or "ISO_IR 6")
+        # pydicom lets Python's own codecs pass by name, and some of those (unicode_escape) make lone surrogates
+        if set(encodings) <= set(python_encoding.values()):
+            text = decode_bytes(raw, encodings, {ord("\\")})
+            text.encode()
+            return text
     except Exception:  # whatever a hostile character set does, the bytes stay readable
-        return raw.decode("latin-1")
+        pass
+    return raw.decode("latin-1")
 
 
 def _invalid(detail: str) -> ClipRejected:

@@ -126,7 +126,7 @@ class TableRoot:
             if not self.exists(table):
                 raise
         else:
-            logger.info("made table %s", table)
+            logger.debug("made table %s", table)
 
     def _place(self, table: str) -> Place:
         return self._clips_root if table in IDENTIFIED else self._root

@@ -5,6 +5,7 @@ from __future__ import annotations
 import warnings
 from pathlib import Path
 
+import imagecodecs
 import numpy as np
 import pydicom
 import pytest
@@ -14,8 +15,17 @@ from angio_ray.clip import ClipRejected, Reason
 from angio_ray.dicom import codecs
 from angio_ray.dicom.facts import PixelLayout
 from angio_ray.dicom.reader import decode_frames
-from tests.dicom.objects import JPEG_LOSSLESS, SYNTAXES, moving_frames, xa_bytes, xa_compressed
+from tests.dicom.objects import (
+    JPEG_LOSSLESS,
+    SYNTAXES,
+    encode_jpeg,
+    encode_jpeg_ls,
+    moving_frames,
+    xa_bytes,
+    xa_compressed,
+)
 
+JPEG_BASELINE = "1.2.840.10008.1.2.4.50"
 LOSSY = {f"1.2.840.10008.1.2.4.{n}" for n in ("50", "51", "53", "55")}
 BY_LIBJPEG = {"1.2.840.10008.1.2.4.51", "1.2.840.10008.1.2.4.57", JPEG_LOSSLESS}
 
@@ -133,6 +143,83 @@ def test_half_a_frame_is_never_decoded_as_if_whole(syntax: str) -> None:
     assert rejected.value.reason in (Reason.TRUNCATED, Reason.DECODE_ERROR)
 
 
+def damaged(data: bytes, kind: str, share: float) -> bytes:
+    """A frame that ends as it should but lacks the rest: cut off, or overwritten with zeros."""
+    kept = data[: int(len(data) * share)]
+    return kept + (b"\0" * (len(data) - len(kept) - 2) if kind == "zeroed" else b"") + b"\xff\xd9"
+
+
+@pytest.mark.parametrize("share", [0.3, 0.5, 0.9])
+@pytest.mark.parametrize("kind", ["cut", "zeroed"])
+@pytest.mark.parametrize("bits", [8, 12, 16])
+@pytest.mark.parametrize("syntax", [*SYNTAXES, JPEG_BASELINE])
+def test_half_a_frame_with_an_end_marker_is_never_decoded_as_if_whole(
+    syntax: str, bits: int, kind: str, share: float
+) -> None:
+    frame = moving_frames(1, 128, 128, bits=8 if syntax == JPEG_BASELINE else bits)[0]
+    data = damaged((SYNTAXES | {JPEG_BASELINE: encode_jpeg})[syntax](frame), kind, share)
+    with pytest.raises(ClipRejected) as rejected:
+        decode_frames(xa_compressed([data], frame[None], syntax=syntax))
+    assert rejected.value.reason in (Reason.TRUNCATED, Reason.DECODE_ERROR)
+
+
+def test_damage_inside_real_frames_is_found_and_padding_after_them_is_none(shared_data: Path) -> None:
+    for path in ("xa_real/0002.DCM", "xa_phantom_cathlab/IM1.dcm"):
+        dataset = pydicom.dcmread(shared_data / path)
+        syntax = dataset.file_meta.TransferSyntaxUID
+        data = next(generate_frames(dataset.PixelData, number_of_frames=int(dataset.NumberOfFrames)))
+        frame = decode_frames((shared_data / path).read_bytes(), [0])[0]
+        declared = layout(frame, bits_stored=dataset.BitsStored)
+        padded = data + b"\0" * 1000
+        header = codecs.check_frame(padded, declared, syntax)
+        assert (codecs.decode_frame(padded, header, declared, syntax)[0] == frame).all()
+        for kind in ("cut", "zeroed"):
+            for share in (0.2, 0.5, 0.8):
+                with pytest.raises(ClipRejected) as rejected:
+                    codecs.decode_frame(damaged(data, kind, share), header, declared, syntax)
+                assert rejected.value.reason == Reason.TRUNCATED
+
+
+@pytest.mark.parametrize("value", [0, 128, 255])
+@pytest.mark.parametrize("flat_rows", [1, 60, 128])
+def test_flat_borders_are_no_damage(value: int, flat_rows: int) -> None:
+    """Mid-grey is what libjpeg puts in place of lost data, and black may be coded as nothing but zeros."""
+    frame = moving_frames(1, 128, 128)[0]
+    frame[-flat_rows:] = value
+    smooth = (np.mgrid[:128, :128].sum(axis=0) // 8 + 100).astype(np.uint8)
+    smooth[-flat_rows:] = value
+    streams = [imagecodecs.jpeg8_encode(frame, lossless=True, predictor=n, bitspersample=8) for n in range(1, 8)]
+    streams += [imagecodecs.jpeg8_encode(smooth, lossless=True, predictor=n, bitspersample=8) for n in range(1, 8)]
+    assert flat_rows < 60 or any(data[-50:-8] == b"\0" * 42 for data in streams)
+    for data, expected in zip(streams, [frame] * 7 + [smooth] * 7, strict=True):
+        assert (decode_frames(xa_compressed([data], expected[None]))[0] == expected).all()
+    for data in (imagecodecs.jpeg8_encode(frame), imagecodecs.jpeg8_encode(smooth, optimize=True)):
+        assert (decode_frames(xa_compressed([data], frame[None]))[0] == imagecodecs.jpeg8_decode(data)).all()
+    for syntax in SYNTAXES:
+        data = xa_compressed([SYNTAXES[syntax](smooth)], smooth[None], syntax=syntax)
+        assert (decode_frames(data)[0] == smooth).all()
+
+
+def test_no_lenient_codec_is_asked_after_one_that_refuses_damage(monkeypatch: pytest.MonkeyPatch) -> None:
+    frame = moving_frames(1, 64, 64)[0]
+    syntax = "1.2.840.10008.1.2.4.80"
+    data = encode_jpeg_ls(frame)
+    header = codecs.check_frame(data, layout(frame), syntax)
+    half = damaged(data, "cut", 0.5)
+    assert codecs._decode_by_pydicom(half, layout(frame), syntax).shape == frame.shape
+    with pytest.raises(ClipRejected) as rejected:
+        codecs.decode_frame(half, header, layout(frame), syntax)
+    assert rejected.value.reason == Reason.DECODE_ERROR
+
+    def absent(data: bytes, layout: PixelLayout, transfer_syntax: str) -> np.ndarray:
+        return imagecodecs.mozjpeg_decode(data)  # a codec that no public build has
+
+    monkeypatch.setitem(codecs._DECODERS, "jpeg_ls", (("imagecodecs:absent", absent),))
+    values, codec = codecs.decode_frame(data, header, layout(frame), syntax)
+    assert codec == "pydicom"
+    assert (values == frame).all()
+
+
 def test_trailing_bytes_after_the_end_marker_are_tolerated() -> None:
     frame = moving_frames(1)[0]
     data = SYNTAXES[JPEG_LOSSLESS](frame) + b"\0" + bytes(range(1, 6))
@@ -141,8 +228,6 @@ def test_trailing_bytes_after_the_end_marker_are_tolerated() -> None:
 
 
 def test_a_baseline_stream_under_a_lossless_syntax_is_read() -> None:
-    from objects import encode_jpeg
-
     frames = moving_frames(4, 64, 64)
     data = xa_compressed([encode_jpeg(frame) for frame in frames], frames)
     assert np.abs(decode_frames(data).astype(int) - frames).mean() < 3

@@ -128,6 +128,20 @@ def test_text_follows_the_character_set() -> None:
     assert parsed(data.replace(b"ISO_IR 100", b"NONSENSE  ")).dataset.text(0x00080080)
 
 
+@pytest.mark.parametrize("name", ["unicode_escape", "raw_unicode_escape", "utf_7", "utf_16_le", "idna", "rot13"])
+def test_text_can_be_encoded_whatever_character_set_is_named(name: str) -> None:
+    """Python's own codecs are no character sets of DICOM's; some of them make lone surrogates, which Arrow refuses."""
+    text = b"\\ud800 \xe9 +2AA- \x00\xd8 "
+    for charset in (name, f"ISO_IR 192\\{name}"):
+        data = xa_bytes(FRAMES).replace(
+            b"\x08\x00\x08\x00CS", element(8, 5, b"CS", charset.encode()) + b"\x08\0\x08\0CS", 1
+        )
+        found = parsed(with_element_before_pixels(data, element(0x0029, 0x1001, b"LO", text))).dataset.text(0x00291001)
+        assert found is not None
+        assert found.encode()
+        assert "\\ud800" in found
+
+
 def test_deflated_and_its_limit() -> None:
     data = xa_bytes(FRAMES, syntax="1.2.840.10008.1.2.1.99")
     assert parsed(data).dataset.integer(0x00280010, "US") == 64

@@ -277,8 +277,7 @@ def test_compactions_beside_one_another_and_beside_a_run(source, bundles, tables
         assert len(root.open("scores").file_uris()) < files
         assert not differences(rows_of(tables, "one"), undisturbed)
         resume(child)
-        while run.process.poll() is None:
-            compact(root)
+        run.until(lambda: compact(root) and run.process.poll(), "its end", may_end=True, every_s=0.3)
         assert run.end() == 3, run.text
     compact(root)
     assert_complete(tables, undisturbed, "one")
