@@ -87,14 +87,15 @@ class ClipHeader:
     frame_time_ms: float | None = None
     """Mean time between frames, ms."""
     frame_time_source: str | None = None
-    """frame_time | frame_time_vector | cine_rate | recommended_display_frame_rate | effective_duration | assumed"""
+    """frame_time | frame_time_vector | frame_date_time | cine_rate | recommended_display_frame_rate | effective_duration |
+    assumed"""
     primary_angle_deg: float | None = None
     """PositionerPrimaryAngle of the first frame: LAO positive, RAO negative (PS3.3 C.8.7.5)."""
     secondary_angle_deg: float | None = None
     """PositionerSecondaryAngle of the first frame: cranial positive, caudal negative."""
     positioner_motion: str | None = None
     plane: str | None = None
-    """single | a | b, from ImageType value 3."""
+    """single | a | b, from ImageType value 3, else PlaneIdentification."""
     has_mask_module: bool | None = None
     viewing_mode: str | None = None
     shutter_shape: str | None = None

@@ -337,9 +337,9 @@ def _is_flat_border(data: bytes, array: np.ndarray, zeros: int) -> bool:
             counts = data[table + 1 : table + 17]
             bits += 1 + next(length for length, count in enumerate(counts) if count)
             table += 17 + sum(counts)
-    # Whole rows: the run may begin in the flat end of the one before
+    # Whole rows: the run may begin in the flat end of the one before. A frame that is flat all over has lost nothing.
     rows = 8 * zeros * values // (max(bits, 1) * array.shape[1])
-    return array.ndim == 2 and 1 <= rows <= len(array) and bool((array[-rows:] == array[-1, 0]).all())
+    return array.ndim == 2 and rows > 0 and bool((array[-rows:] == array[-1, 0]).all())
 
 
 def _jpeg2k_header(data: bytes, codestream: int) -> FrameHeader:

@@ -200,6 +200,18 @@ def test_flat_borders_are_no_damage(value: int, flat_rows: int) -> None:
         assert (decode_frames(data)[0] == smooth).all()
 
 
+def test_a_failure_that_imagecodecs_lets_go_by_is_no_black_frame() -> None:
+    frame = moving_frames(1, 128, 128)[0]
+    syntax = "1.2.840.10008.1.2.4.201"
+    data = SYNTAXES[syntax](frame)
+    middle = len(data) // 2
+    data = data[:middle] + b"\0" * (len(data) - middle - 40) + data[-40:]
+    header = codecs.check_frame(data, layout(frame), syntax)
+    with pytest.raises(ClipRejected) as rejected:
+        codecs.decode_frame(data, header, layout(frame), syntax)
+    assert rejected.value.reason == Reason.DECODE_ERROR
+
+
 def test_no_lenient_codec_is_asked_after_one_that_refuses_damage(monkeypatch: pytest.MonkeyPatch) -> None:
     frame = moving_frames(1, 64, 64)[0]
     syntax = "1.2.840.10008.1.2.4.80"

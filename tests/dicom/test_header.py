@@ -128,6 +128,7 @@ def test_text_follows_the_character_set() -> None:
     assert parsed(data.replace(b"ISO_IR 100", b"NONSENSE  ")).dataset.text(0x00080080)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # pydicom's, of the names that it corrects
 @pytest.mark.parametrize("name", ["unicode_escape", "raw_unicode_escape", "utf_7", "utf_16_le", "idna", "rot13"])
 def test_text_can_be_encoded_whatever_character_set_is_named(name: str) -> None:
     """Python's own codecs are no character sets of DICOM's; some of them make lone surrogates, which Arrow refuses."""

@@ -83,9 +83,17 @@ def undisturbed(source, bundles, tmp_path_factory, ray_here) -> list[dict]:
     """The rows of a run that nothing happens to."""
     folder = tmp_path_factory.mktemp("undisturbed")
     (folder / "key").write_text(KEY)
+    before = actors_here()
     summary = score(config_for(source, folder / "tables", bundles, key_file=folder / "key"))
     assert summary.written == TOTAL
+    wait_gone(actors_here() - before, 60)  # the cluster of this process stays; what the run had in it does not
     return rows_of(folder / "tables")
+
+
+def actors_here() -> set[psutil.Process]:
+    """Actors of runs in the Ray cluster of this process."""
+    below = psutil.Process().children(recursive=True)
+    return {process for process in below if title(process).startswith((DECODER, SCORER, "ray::_Ledger"))}
 
 
 @pytest.fixture
@@ -142,7 +150,7 @@ def test_a_driver_killed_right_after_a_commit(source, bundles, tables, undisturb
     assert again.process.returncode == 3, again.text
     assert again.written == TOTAL - len(before)
     assert_complete(tables, undisturbed)
-    wait_gone(run.tree | again.tree, 180)
+    wait_gone(workers_of(run.tree | again.tree), 60)
 
 
 @pytest.mark.slow
@@ -166,6 +174,7 @@ def test_a_driver_killed_at_a_bad_moment(source, bundles, tables, undisturbed, t
     assert again.process.returncode == 3, again.text
     assert again.written == TOTAL - len(before)
     assert_complete(tables, undisturbed)
+    wait_gone(run.tree | again.tree, 180)
 
 
 @pytest.mark.slow
