@@ -1,6 +1,6 @@
 """What README's speed figures come from: model, decode, pipeline and the naive loop, measured in one run on one machine.
 
-    python benchmarks/pipeline.py [--clips 600] [--memory 1000,5000]
+    python benchmarks/pipeline.py [--clips 5000] [--also 1000]
 
 Clips: 96 frames of 512 x 512, 8 bit, JPEG Lossless SV1, from the phantom (a few distinct ones under many names).
 The naive loop reads the whole clip with pydicom's `pixel_array` and runs torch float32, clip by clip.
@@ -23,17 +23,19 @@ DISTINCT, FRAMES, SIZE = 12, 96, 512
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--clips", type=int, default=600, help="clips of the timed pipeline run")
+    parser.add_argument(
+        "--clips", type=int, default=5000, help="clips of the timed pipeline run (rows come in bursts: thousands)"
+    )
     parser.add_argument(
         "--memory", default="", help="sizes of two more runs whose peak memory is compared, as 1000,5000"
     )
     parser.add_argument("--naive", type=int, default=8, help="clips of the naive loop")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        measure(Path(folder), options.clips, options.naive, [int(n) for n in options.memory.split(",") if n])
+        measure(Path(folder), options.clips, options.also, options.naive)
 
 
-def measure(folder: Path, clips: int, naive: int, memory_runs: list[int]) -> None:
+def measure(folder: Path, clips: int, also: int, naive: int) -> None:
     from angio_ray.models.bundles import SHIPPED, load_bundle
 
     cores = len(os.sched_getaffinity(0))
@@ -43,20 +45,24 @@ def measure(folder: Path, clips: int, naive: int, memory_runs: list[int]) -> Non
     decode_ms, inputs = decode_cost(originals, bundle.window)
     backend, model_ms = model_cost(bundle, inputs, cores)
     naive_s = naive_cost(originals[:naive], bundle)
+    smaller = pipeline(folder, originals, also)[2] if also else None
     rate, first_row_s, peaks = pipeline(folder, originals, clips)
     bound = 1000 / ((decode_ms + model_ms) / cores)
     frames = f"{bundle.window.num_frames} of {FRAMES} frames"
     times = rate * naive_s
     print(f"machine: {cores} cores, {os.uname().machine}; models on {backend}")
-    print(f"bare model, batch 16, {cores} threads: {1000 * cores / model_ms:.1f} clips/s ({model_ms:.1f} core-ms a clip)")
+    print(
+        f"bare model, batch 16, {cores} threads: {1000 * cores / model_ms:.1f} clips/s ({model_ms:.1f} core-ms a clip)"
+    )
     print(f"decode of {frames}, one core: {1000 / decode_ms:.1f} clips/s ({decode_ms:.1f} core-ms a clip)")
     print(f"bound, all cores on both: {bound:.1f} clips/s")
-    print(f"pipeline, {clips:,} clips: {rate:.1f} clips/s = {rate / bound:.2f} of the bound; first row after {first_row_s:.0f} s")
+    print(
+        f"pipeline, {clips:,} clips: {rate:.1f} clips/s = {rate / bound:.2f} of the bound; first row after {first_row_s:.0f} s"
+    )
     print(f"naive loop: {1 / naive_s:.2f} clips/s; the pipeline is {times:.1f} times as fast")
+    if smaller:
+        print(f"peak memory at {also:,} clips: {show(smaller)}")
     print(f"peak memory at {clips:,} clips: {show(peaks)}")
-    for number in memory_runs:
-        _, _, peaks = pipeline(folder, originals, number)
-        print(f"peak memory at {number:,} clips: {show(peaks)}")
 
 
 def make_clips(folder: Path) -> list[Path]:

@@ -85,12 +85,11 @@ class Driver:
     def run(self, retried: set[str]) -> None:
         """All objects that have no row yet, then again those whose rows --retry names."""
         total = sum(page.num_rows for page in self.run_log.manifest())
-        with Progress(total, len(self.run_log.scored_ids())) as self.progress:
+        with Progress(total, len(self.run_log.scored_ids() - retried)) as self.progress:
             for wave in _waves(self.run_log.pending()):
                 self._score_wave(wave)
             if retried:
                 self.replacing = True
-                self.progress.done -= len(retried)
                 again = pa.array(sorted(retried), pa.string())
                 for wave in _waves(page.filter(pc.is_in(page["object_id"], again)) for page in self.run_log.manifest()):
                     self._score_wave(wave)
