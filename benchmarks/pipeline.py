@@ -23,12 +23,8 @@ DISTINCT, FRAMES, SIZE = 12, 96, 512
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--clips", type=int, default=5000, help="clips of the timed pipeline run (rows come in bursts: thousands)"
-    )
-    parser.add_argument(
-        "--memory", default="", help="sizes of two more runs whose peak memory is compared, as 1000,5000"
-    )
+    parser.add_argument("--clips", type=int, default=5000, help="clips of the timed run (rows come in bursts: thousands)")
+    parser.add_argument("--also", type=int, default=1000, help="clips of a smaller run for its peak memory; 0: none")
     parser.add_argument("--naive", type=int, default=8, help="clips of the naive loop")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:

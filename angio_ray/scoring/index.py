@@ -9,16 +9,20 @@ import pyarrow as pa
 import ray
 
 from angio_ray.dicom.reader import Limits
+from angio_ray.pseudonyms import PatientIdentity, PseudonymKey
 from angio_ray.scoring.cluster import check_nodes_see, ray_cluster
-from angio_ray.scoring.config import IndexConfig
+from angio_ray.scoring.config import IndexConfig, RunError
 from angio_ray.scoring.crash_ledger import start_ledger
 from angio_ray.scoring.decode_stage import DecodeStage
 from angio_ray.scoring.pipeline import key_blocks, quiet_context
 from angio_ray.scoring.progress import Progress
 from angio_ray.scoring.rows import clip_rows
 from angio_ray.scoring.run import listing, load_patients, load_run_key, open_root, open_source
+from angio_ray.storage import Storage
 from angio_ray.tables.clip_log import ClipLog
+from angio_ray.tables.fence import TableUnwritable
 from angio_ray.tables.lookups import known_clips
+from angio_ray.tables.root import TableRoot
 
 _COMMIT_S = 10.0
 
@@ -50,26 +54,41 @@ def index(config: IndexConfig) -> IndexSummary:
             [pair not in known for pair in zip(*(keys[c].to_pylist() for c in ("object_id", "etag")), strict=True)]
         )
     )
-    written = rejected = 0
-    if len(fresh):
-        clip_log = ClipLog(root)
-        with ray_cluster() as nodes, Progress(len(keys), len(keys) - len(fresh)) as progress:
-            if not source.is_s3:
-                check_nodes_see(config.source)
-            quiet_context()
-            workers = max(1, int(sum(node.get("CPU", 0.0) for node in nodes)))
-            rows = ray.data.from_blocks(key_blocks(fresh, workers)).map_batches(
-                DecodeStage,
-                fn_constructor_args=(source, (), start_ledger()),
-                fn_constructor_kwargs={"limits": Limits(), "header_only": True, "fetch_threads": 16},
-                batch_size=None,
-                batch_format="pyarrow",
-                udf_modifying_row_count=False,
-                num_cpus=1,
-                compute=ray.data.ActorPoolStrategy(size=workers),
-            )
-            buffer: list[pa.Table] = []
-            committed_at = time.monotonic()
+    written, rejected = _index(config, source, fresh, len(keys), key, patients, root) if len(fresh) else (0, 0)
+    return IndexSummary(written, len(keys) - len(fresh), rejected, time.monotonic() - started)
+
+
+def _index(
+    config: IndexConfig,
+    source: Storage,
+    keys: pa.Table,
+    total: int,
+    key: PseudonymKey,
+    patients: PatientIdentity,
+    root: TableRoot,
+) -> tuple[int, int]:
+    """Stream the keys through decode workers that read headers only; (rows written, objects with a reason)."""
+    clip_log = ClipLog(root)
+    written = 0
+    with ray_cluster() as nodes, Progress(total, total - len(keys)) as progress:
+        if not source.is_s3:
+            check_nodes_see(config.source)
+        quiet_context()
+        workers = max(1, int(sum(node.get("CPU", 0.0) for node in nodes)))
+        ledger = start_ledger()
+        rows = ray.data.from_blocks(key_blocks(keys, workers)).map_batches(
+            DecodeStage,
+            fn_constructor_args=(source, (), ledger),
+            fn_constructor_kwargs={"limits": Limits(), "header_only": True, "fetch_threads": 16},
+            batch_size=None,
+            batch_format="pyarrow",
+            udf_modifying_row_count=False,
+            num_cpus=1,
+            compute=ray.data.ActorPoolStrategy(size=workers),
+        )
+        buffer: list[pa.Table] = []
+        committed_at = time.monotonic()
+        try:
             for block in rows.iter_batches(batch_size=None, batch_format="pyarrow"):
                 buffer.append(clip_rows(block, key=key, patients=patients))
                 progress.add_statuses(["rejected" if reason else "indexed" for reason in block["reason"].to_pylist()])
@@ -78,5 +97,13 @@ def index(config: IndexConfig) -> IndexSummary:
                     buffer, committed_at = [], time.monotonic()
             if buffer:
                 written += clip_log.append(pa.concat_tables(buffer))
-            rejected = progress.counts["rejected"]
-    return IndexSummary(written, len(keys) - len(fresh), rejected, time.monotonic() - started)
+        except ray.exceptions.RayError as error:
+            raise RunError(
+                f"not finished: the pipeline broke ({type(error).__name__}); run the same command again", 1
+            ) from error
+        except TableUnwritable as error:
+            raise RunError(f"not finished: {error}; run the same command again", 1) from error
+        finally:
+            if ray.is_initialized():
+                ray.kill(ledger)  # the workers hold its handle: in a lasting cluster it would stay
+        return written, progress.counts["rejected"]
