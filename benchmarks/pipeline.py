@@ -179,7 +179,7 @@ class PeakMemory:
         while not self.stop.wait(5.0):
             for process in [me, *me.children(recursive=True)]:
                 try:
-                    title = " ".join(process.cmdline()[:3])
+                    title = " ".join(process.cmdline())
                     kind = next(
                         (
                             k
