@@ -566,6 +566,18 @@ def test_tables_below_the_clips_are_no_clips(s3_proxy: S3Proxy, s3_bucket: str, 
         assert names(storage) == ["A.dcm", "t/z.dcm", "tables.dcm", "z.dcm"]
 
 
+def test_only_what_is_no_clip_by_its_name_is_left_out(s3_proxy: S3Proxy, s3_bucket: str, tmp_path: Path) -> None:
+    kept = [".b.dcm", "DICOMDIR.d/a", "p_delta_log/readme.txt", "patient7/a.dcm"]
+    left = [".snapshot/a.dcm", "._a.dcm", "labels.parquet", "patient7/DICOMDIR", "tables.key"]
+    for storage in (Storage(tmp_path), Storage(f"s3://{s3_bucket}", s3_proxy.options)):
+        for name in (*kept, *left):
+            storage_uri = storage.child(*name.split("/"))
+            if not storage.is_s3:
+                (tmp_path / name).parent.mkdir(exist_ok=True)
+            storage.write_bytes(storage_uri, b"x")
+        assert sorted(names(storage)) == kept
+
+
 def test_a_folder_needs_no_options_and_odd_names_are_no_trouble(tmp_path: Path) -> None:
     storage = Storage(tmp_path / "a b%é#?")
     assert storage.delta_options() == {}

@@ -1,0 +1,56 @@
+"""The rows between the stages: what no table can hold costs one clip, and results carry neither names nor times."""
+
+import pyarrow as pa
+import pytest
+
+from angio_ray.clip import ClipHeader, ClipRejected
+from angio_ray.pseudonyms import PatientIdentity, PseudonymKey
+from angio_ray.scoring.rows import RunFacts, header_struct, result_rows, scored_schema
+from angio_ray.tables.schema import arrow_schema
+
+KEY = PseudonymKey(b"0123456789abcdef")
+FACTS = RunFacts(run_id="r", bundles={"quality": "d"}, backend="torch", precision="float32")
+
+
+def rows(header: ClipHeader | None, **changes) -> tuple[dict, dict]:
+    """The row of `scores` and of `clips` of one object."""
+    row = {"object_id": "o", "uri": "/clips/DOE^JOHN.dcm", "size_bytes": 5, "etag": "18e9d4999c480045-5", "status": "scored"}
+    block = pa.Table.from_pylist([row | {"header": header_struct(header)} | changes], schema=scored_schema(["quality"]))
+    scores, clips = result_rows(block, facts=FACTS, key=KEY, patients=PatientIdentity(KEY), attempts=1)
+    assert scores.schema == arrow_schema("scores")
+    assert clips.schema == arrow_schema("clips")
+    return scores.to_pylist()[0], clips.to_pylist()[0]
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        ClipHeader(rows=2**32 - 1),
+        ClipHeader(shutter_box=(1, 1, 99_999_999_999, 5)),
+        ClipHeader(manufacturer="\ud800"),
+    ],
+    ids=["too large an integer", "too large in a list", "no Unicode"],
+)
+def test_a_header_that_no_table_can_hold_costs_its_clip_only(header):
+    with pytest.raises(ClipRejected, match="header_invalid"):
+        header_struct(header)
+
+
+@pytest.mark.parametrize(("date", "year"), [("20140301", 2014), ("²²²²", None), ("", None), (None, None), ("99", None)])
+def test_the_year_is_of_digits(date, year):
+    assert rows(ClipHeader(study_date=date))[0]["study_year"] == year
+
+
+def test_scores_hold_pseudonyms_and_clips_the_way_back():
+    header = ClipHeader(sop_instance_uid="1.2.3", study_instance_uid="1.2", dicom_patient_id="4711", study_date="20140301")
+    score, clip = rows(header)
+    assert (score["clip_id"], score["study_id"]) == (KEY.clip_id("1.2.3"), KEY.study_id("1.2"))
+    assert score["patient_id"] == clip["patient_id"] == KEY.patient_id(None, "4711")
+    assert not {"18e9d4999c480045-5", "DOE", "4711", "1.2.3", "20140301"} & {str(value) for value in score.values()}
+    assert (clip["uri"], clip["etag"]) == ("/clips/DOE^JOHN.dcm", "18e9d4999c480045-5")
+
+
+def test_an_object_without_header_is_a_row_too():
+    score, clip = rows(None, status="rejected", reason="not_dicom", detail="5 bytes without the DICM mark")
+    assert (score["status"], score["reason"], score["patient_id"], score["bundles"]) == ("rejected", "not_dicom", None, None)
+    assert clip["reason"] == "not_dicom"
