@@ -1,5 +1,5 @@
 # Two commands on a fresh machine (Python >= 3.11, make, network for packages): `make demo` and `make test`.
-PYTHON ?= $(shell for v in 3.12 3.11 3.13 3; do command -v python$$v >/dev/null && python$$v -c 'import sys; sys.exit(sys.version_info < (3, 11))' && echo python$$v && break; done)
+PYTHON ?= $(shell for v in 3.12 3.11 3.13 3; do command -v python$$v >/dev/null && python$$v -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo python$$v && break; done)
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
