@@ -11,7 +11,7 @@ import signal
 import threading
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 import pyarrow as pa
@@ -185,12 +185,15 @@ class Driver:
             try:
                 self.source.probe()
                 if self.witness:
-                    self.source.open(self.witness).read([(0, 1024)])
+                    with closing(self.source.open(self.witness)) as source:
+                        source.read([(0, 1024)])
             except (StorageUnavailable, ClipRejected) as error:
-                fault = error.detail if isinstance(error, ClipRejected) else error
-                raise RunError(
-                    f"not finished: the clips cannot be read ({fault}); run the same command again", 1
-                ) from error
+                fault = error.detail if isinstance(error, ClipRejected) else str(error)
+                if fault != GONE:  # that one object may go; the next that is read takes its place
+                    raise RunError(
+                        f"not finished: the clips cannot be read ({fault}); run the same command again", 1
+                    ) from error
+                self.witness = None
         if self.witness is None:
             uris = zip(rows["uri"].to_pylist(), reasons, strict=True)
             self.witness = next((uri for uri, reason in uris if reason != Reason.READ_ERROR), None)
