@@ -19,7 +19,10 @@ def _words(_type: Any, tokens: Sequence[Any]) -> tuple[str, ...]:
     return tuple(word for token in tokens for word in token.value.split(",") if word)
 
 
-Words = Annotated[tuple[str, ...], Parameter(converter=_words, n_tokens=1, negative="")]
+Words = Annotated[
+    tuple[str, ...],
+    Parameter(converter=_words, n_tokens=1, negative="", show_default=lambda words: ",".join(words) or "none"),
+]
 """Words with commas between on the command line."""
 Flag = Annotated[bool, Parameter(negative="")]
 
@@ -50,8 +53,7 @@ class ScoreConfig:
     patient_map: Path | None = None
     """CSV (issuer, patient_id, person) that joins the ids one person has at several sites."""
     gate: Gate = "auto"
-    """Whether clips that fail the quality model stop there. auto: only where the bundle knows the kind of clip
-    (a bundle trained on synthetic clips alone does not gate real ones)."""
+    """Whether clips that fail the quality model stop there; auto: not those of patients where the bundle saw only synthetic ones."""
     assume_fps: float | None = None
     """Frame rate of clips whose header names none (frames/s). Default: such clips are rejected."""
     retry: Words = ()
