@@ -53,7 +53,7 @@ class ScoreConfig:
     patient_map: Path | None = None
     """CSV (issuer, patient_id, person) that joins the ids one person has at several sites."""
     gate: Gate = "auto"
-    """Whether clips that fail the quality model stop there; auto: not those of patients where the bundle saw only synthetic ones."""
+    """Whether clips that fail the quality model stop there; auto: not those of patients if the bundle saw synthetic ones only."""
     assume_fps: float | None = None
     """Frame rate of clips whose header names none (frames/s). Default: such clips are rejected."""
     retry: Words = ()
