@@ -25,9 +25,8 @@ def ray_cluster() -> Iterator[list[Mapping[str, float]]]:
         return
     options: dict[str, Any] = {"logging_level": logging.ERROR, "log_to_driver": False}
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault(
-        "RAY_BACKEND_LOG_LEVEL", "fatal"
-    )  # its core's remarks on restarts would break up the progress
+    # its core's remarks on restarts would break up the progress
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     if address := os.environ.get("RAY_ADDRESS"):
         options["address"] = address
     else:

@@ -21,8 +21,6 @@ from angio_ray.scoring.run import listing, load_patients, load_run_key, open_roo
 from angio_ray.storage import Storage
 from angio_ray.tables.clip_log import ClipLog
 from angio_ray.tables.fence import TableUnwritable
-from angio_ray.tables.lookups import known_clips
-from angio_ray.tables.root import TableRoot
 
 _COMMIT_S = 10.0
 
@@ -47,14 +45,10 @@ def index(config: IndexConfig) -> IndexSummary:
     key = load_run_key(config.key_file, config.tables, root)
     root.ensure(key.fingerprint)
     patients = load_patients(config.patient_map, key, root)
-    known = known_clips(root)
+    clip_log = ClipLog(root)
     keys = pa.concat_tables(listing(source, key))
-    fresh = keys.filter(
-        pa.array(
-            [pair not in known for pair in zip(*(keys[c].to_pylist() for c in ("object_id", "etag")), strict=True)]
-        )
-    )
-    written, rejected = _index(config, source, fresh, len(keys), key, patients, root) if len(fresh) else (0, 0)
+    fresh = clip_log.absent(keys)
+    written, rejected = _index(config, source, fresh, len(keys), key, patients, clip_log) if len(fresh) else (0, 0)
     return IndexSummary(written, len(keys) - len(fresh), rejected, time.monotonic() - started)
 
 
@@ -65,10 +59,9 @@ def _index(
     total: int,
     key: PseudonymKey,
     patients: PatientIdentity,
-    root: TableRoot,
+    clip_log: ClipLog,
 ) -> tuple[int, int]:
     """Stream the keys through decode workers that read headers only; (rows written, objects with a reason)."""
-    clip_log = ClipLog(root)
     written = 0
     with ray_cluster() as nodes, Progress(total, total - len(keys)) as progress:
         if not source.is_s3:

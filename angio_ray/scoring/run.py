@@ -80,8 +80,8 @@ def score(config: ScoreConfig) -> RunSummary:
     """Score every object of the source that this run has no row for yet. RunError carries the exit code where it cannot."""
     started = time.monotonic()
     try:
-        written, notes = _score(config)
-        statuses, reasons = run_counts(open_root(config.tables, config.clips), config.run)
+        root, written, notes = _score(config)
+        statuses, reasons = run_counts(root, config.run)
     except RunHeld as error:
         raise RunError(str(error), 4) from error
     except (TableUnwritable, RunIncomplete) as error:
@@ -93,7 +93,8 @@ def score(config: ScoreConfig) -> RunSummary:
     return RunSummary(config.run, statuses, reasons, written, time.monotonic() - started, notes)
 
 
-def _score(config: ScoreConfig) -> tuple[int, list[str]]:
+def _score(config: ScoreConfig) -> tuple[TableRoot, int, list[str]]:
+    """The tables, rows that this driver wrote, and what the user should know."""
     source = open_source(config.source)
     bundles = _load_bundles(config)
     root = open_root(config.tables, config.clips)
@@ -105,7 +106,7 @@ def _score(config: ScoreConfig) -> tuple[int, list[str]]:
     source_id = key.hash("source", source.uri)
     if bound and state.finished and not config.retry:
         with RunLog.open(root, config.run, _facts(config, source_id, bundles, bound), heartbeat=False) as run_log:
-            return 0, ["the run is finished: nothing to do", *_changes_since(run_log.manifest(), source)]
+            return root, 0, ["the run is finished: nothing to do", *_changes_since(run_log.manifest(), source)]
 
     # in this order: joining a cluster puts Ray's own handler of SIGTERM, which ends the process at once, over ours
     with ray_cluster() as nodes, stop_signals() as stop:
@@ -150,7 +151,7 @@ def _score(config: ScoreConfig) -> tuple[int, list[str]]:
                     ray.kill(plan.ledger)  # the stages hold its handle for ever: in a lasting cluster it would stay
             if driver.changed:
                 notes.append(f"{driver.changed:,} objects were read as they are now, not as they were listed")
-            return driver.written, notes
+            return root, driver.written, notes
 
 
 def open_source(uri: str) -> Storage:

@@ -34,6 +34,10 @@ class ClipLog:
         self._root = root
         self._open()
 
+    def absent(self, rows: pa.Table) -> pa.Table:
+        """The rows (with object_id and etag) whose key is not in the table, as last seen, each key once."""
+        return self._absent(rows)[0]
+
     def append(self, rows: pa.Table) -> int:
         """Appends the rows whose (object_id, etag) is not there yet, and returns how many those were.
 

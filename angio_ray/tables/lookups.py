@@ -1,4 +1,4 @@
-"""What the pipeline asks of the tables: a run's counts, the rows that --retry names, the objects that `clips` knows."""
+"""What the pipeline asks of the tables: a run's counts, the rows that --retry names, the people that `clips` knows."""
 
 from __future__ import annotations
 
@@ -29,12 +29,6 @@ def ids_with_reason(root: TableRoot, run_id: str, reasons: Collection[str]) -> s
     wanted = (pc.field("run_id") == run_id) & pc.field("reason").isin(list(reasons))
     batches = root.open("scores").to_pyarrow_dataset().to_batches(columns=["object_id"], filter=wanted)
     return {object_id for batch in batches for object_id in batch.column(0).to_pylist()}
-
-
-def known_clips(root: TableRoot) -> set[tuple[str, str]]:
-    """(object_id, etag) of every row of `clips`."""
-    batches = root.open("clips").to_pyarrow_dataset().to_batches(columns=["object_id", "etag"])
-    return {pair for batch in batches for pair in zip(*(column.to_pylist() for column in batch.columns), strict=True)}
 
 
 def known_people(root: TableRoot) -> Iterator[ClipHeader]:
