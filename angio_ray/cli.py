@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import sys
+import time
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -101,39 +103,68 @@ def phantom(
     patients: int = 6,
     seed: int = 0,
     size: int = 512,
-    frames: Range = (60, 120),
+    frames: Annotated[tuple[int, int] | None, Parameter(negative="")] = None,
     clips: Range = (5, 7),
     fps: float | None = None,
     syntax: str | None = None,
+    unsatisfactory: float | None = None,
+    protocol: str = "default",
+    site: str = "seen",
+    twins: str = "",
+    workers: int | None = None,
 ) -> int:
-    """Make synthetic clips with known truth: DICOM files and labels.parquet.
+    """Make synthetic clips with known truth: DICOM files, side files and labels.parquet.
 
     Parameters
     ----------
     out:
-        Folder for the clips.
+        Folder or s3:// prefix for the clips.
     patients:
-        How many patients, each with one study of several clips of both classes.
+        How many patients, each with a study of several clips of both classes; some have a second study.
     seed:
         The same seed gives the same bytes.
     size:
         Rows and columns, px.
     frames:
-        Fewest and most frames of a clip.
+        Fewest and most frames of a clip, as 60-120 or as 60 120. Default: 60-120, for calcium 180-220.
     clips:
         Fewest and most clips of a patient.
     fps:
         Frames per second. Default: 15 mostly, others at times.
     syntax:
         Transfer syntax: native, rle, jpeg-baseline, jpeg-lossless, jpeg-ls, jpeg-2000. Default: one drawn per clip.
+    unsatisfactory:
+        Expected share of unsatisfactory clips. Default: 0.4, for calcium 0.
+    protocol:
+        default, or calcium: about 200 frames, the first half without contrast.
+    site:
+        seen, or unseen: machines, devices and runs that the other site never shows, for an independent set.
+    twins:
+        Classes with commas between (no_contrast,poor_engagement ...): for each satisfactory clip also the same with
+        that fault.
+    workers:
+        Processes; the bytes do not depend on it. Default: one per processor.
     """
-    from angio_ray.phantom import generate
+    from concurrent.futures.process import BrokenProcessPool
 
+    from angio_ray.phantom import generate
+    from angio_ray.scoring.config import RunError
+
+    begun = time.monotonic()
     with _argument_errors():
-        labels = generate(
-            out, patients=patients, seed=seed, size=size, frames=frames, clips=clips, fps=fps, syntax=syntax
-        )
-    Console(stderr=True, highlight=False).print(f"{len(labels):,} synthetic clips of {patients} patients in {out}")
+        try:
+            labels = generate(
+                out, patients=patients, seed=seed, size=size, frames=frames, clips=clips, fps=fps, syntax=syntax,
+                unsatisfactory=unsatisfactory, protocol=protocol, site=site, workers=workers,
+                twins=tuple(name.strip() for name in twins.split(",") if name.strip()),
+            )  # fmt: skip
+        except BrokenProcessPool:
+            raise RunError("a worker process ended (killed for memory?); fewer --workers need less", 1) from None
+    seconds, shown = time.monotonic() - begun, sum(labels["num_frames"].to_pylist())
+    Console(stderr=True, highlight=False, soft_wrap=True).print(
+        f"{len(labels):,} synthetic clips of {patients:,} patients in {out} "
+        f"({shown:,} frames, {shown / seconds:.0f} frames/s, {seconds:.0f} s)"
+    )
     return 0
 
 
@@ -282,7 +313,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         return int(
             app(
-                list(sys.argv[1:] if argv is None else argv),
+                _with_ranges(sys.argv[1:] if argv is None else argv),
                 exit_on_error=False,
                 print_error=False,
                 result_action="return_value",
@@ -308,6 +339,21 @@ def job(argv: Sequence[str]) -> int:
     """As `main`, for `ray job submit`: 0 where the run is done, rejects or not, since a job counts any other code as failed."""
     code = main(argv)
     return 0 if code == 3 and "--strict" not in argv else code
+
+
+def _with_ranges(argv: Sequence[str]) -> list[str]:
+    """The arguments with each range of the phantom's as two: --frames 60-120 is --frames 60 120."""
+    if not argv or argv[0] != "phantom":
+        return list(argv)
+    given: list[str] = []
+    for word in argv:
+        option, _, value = word.partition("=") if word.startswith(("--frames=", "--clips=")) else ("", "", word)
+        bounds = re.fullmatch(r"(\d+)-(\d+)", value)
+        if bounds and (option or given[-1] in ("--frames", "--clips")):
+            given += [option, *bounds.groups()] if option else bounds.groups()
+        else:
+            given.append(word)
+    return given
 
 
 def _complain(message: str, code: int) -> int:

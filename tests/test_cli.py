@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import socket
 import subprocess
@@ -151,6 +152,13 @@ SCORE = ["score", "clips", "--tables", "new", "--run", "r"]
         (["models", "--nets", "nonsense"], "unknown net nonsense; there is r18_2d"),
         (["phantom", "new", "--patients", "0"], "patients and clips must be at least 1"),
         (["phantom", "new", "--frames", "9", "3"], "frames must be (fewest, most)"),
+        (["phantom", "new", "--frames", "9-3"], "frames must be (fewest, most)"),
+        (["phantom", "new", "--clips=3-2"], "patients and clips must be at least 1"),
+        (["phantom", "new", "--protocol", "x"], "protocol must be default or calcium"),
+        (["phantom", "new", "--site", "x"], "site must be seen or unseen"),
+        (["phantom", "new", "--twins", "no_contrast,nonsense"], "twins: unknown nonsense; there is "),
+        (["phantom", "new", "--workers", "0"], "workers must be at least 1"),
+        (["phantom", "gs://bucket/new"], "gs:// is not supported"),
         (["tables", "compact", "--tables", "absent"], "there is no table runs"),
         (["tables", "compact", "--tables", "tables", "--run", "x"], "there is no run x"),
         (["tables", "vacuum", "--tables", "tables", "--hours", "1"], "vacuum keeps at least 168 hours"),
@@ -170,6 +178,17 @@ def test_what_cannot_be_is_one_line(
 def test_every_reason_may_be_retried() -> None:
     config = ScoreConfig("clips", tables="t", run="r", retry=tuple(Reason))
     assert len(config.retry) == len(Reason)
+
+
+def test_phantom_says_what_it_made_and_how_fast(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    size = ["--size", "64", "--frames", "24-24", "--clips=2-2", "--patients", "1", "--fps", "15"]
+    assert main(["phantom", "new", *size, "--twins", "no_contrast, poor_engagement", "--workers", "1"]) == 0
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert re.fullmatch(r"4 synthetic clips of 1 patients in new \(96 frames, \d+ frames/s, \d+ s\)\n", err)
+    assert len(list(tmp_path.glob("new/*/clip_0[01]*.dcm"))) == 4
+    assert len(list(tmp_path.glob("new/*/clip_0?.poor_engagement.*"))) == 2
+    assert (tmp_path / "new" / "labels.parquet").is_file()
 
 
 def test_an_empty_folder(bundles: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -243,6 +262,7 @@ def nobody_listens(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         ["score", "s3://bucket/clips", "--tables", "new", "--run", "r"],
         ["score", "clips", "--tables", "s3://bucket/tables", "--run", "r", "--key-file", "key", "--bundles", "bundles"],
         ["index", "s3://bucket/clips", "--tables", "new"],
+        ["phantom", "s3://bucket/new", "--patients", "1"],
         ["sql", "SELECT 1", "--tables", "s3://bucket/tables"],
         ["compare", "a", "b", "--tables", "s3://bucket/tables"],
         ["tables", "compact", "--tables", "s3://bucket/tables"],

@@ -9,15 +9,14 @@ import io
 from collections.abc import Callable
 from pathlib import Path
 
-import cv2
 import numpy as np
 import pydicom
 from pydicom.encaps import encapsulate, generate_frames
 
 from angio_ray.clip import Reason
 from angio_ray.phantom.dicom_writer import write_xa
-from angio_ray.phantom.render import render
-from angio_ray.phantom.scenes import clip_facts, plan_patient, plan_scene
+from angio_ray.phantom.generation import render_clip
+from angio_ray.phantom.planning import PhantomConfig, clip_facts, plan_patient
 
 
 def write_broken(folder: str | Path, *, seed: int = 0, size: int = 128) -> dict[str, str]:
@@ -47,14 +46,12 @@ def write_broken(folder: str | Path, *, seed: int = 0, size: int = 128) -> dict[
 
 def _sound_clip(seed: int, size: int) -> bytes:
     """A lossless JPEG clip of 24 frames at 15/s."""
-    plan = plan_patient(seed, 9000, (1, 1), 0.0)
-    rng = plan.clip_rng(0)
-    scene = plan_scene(plan, 0, size, (24, 24), 15.0, rng)
-    threads = cv2.getNumThreads()
-    cv2.setNumThreads(1)
-    frames = render(scene, rng).frames_THW
-    cv2.setNumThreads(threads)
-    return write_xa(frames, clip_facts(plan, 0, scene, "jpeg-lossless"))
+    config = PhantomConfig(
+        seed=seed, size=size, clips=(1, 1), frames=(24, 24), fps=15.0, syntax="jpeg-lossless", unsatisfactory=0.0
+    )
+    plan = plan_patient(config, 9000)
+    scene, rendered = render_clip(plan, 0)
+    return write_xa(rendered.frames_THW, clip_facts(plan, 0, scene))
 
 
 def _edited(sound: bytes, key: str, edit: Callable[[pydicom.Dataset], None]) -> bytes:

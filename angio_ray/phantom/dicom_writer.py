@@ -1,8 +1,13 @@
 """Write rendered frames as X-Ray Angiographic Image objects (PS3.3 A.14) in several transfer syntaxes.
 
 Every file says that it is synthetic: SyntheticData (0008,001C) YES, ImageType DERIVED, Manufacturer "angio_ray
-phantom", PatientName PHANTOM. All syntaxes but jpeg-baseline are lossless: what is read back equals the frames. Knows nothing of
-anatomy; the same arguments give the same bytes (UIDs are hashes, no clock is read).
+phantom", PatientName PHANTOM. All syntaxes but jpeg-baseline are lossless: what is read back equals the frames.
+
+`dciodvfy` finds no error in what is written, but for two that are none of the object's or asked for: its dictionary of
+2022 does not know SyntheticData, and a clip asked for in MONOCHROME1 is told that XA has MONOCHROME2 only (C.8.7.1.1;
+old archives hold such files, so readers need them).
+
+Knows nothing of anatomy; the same arguments give the same bytes (UIDs are hashes, no clock is read).
 """
 
 from __future__ import annotations
@@ -18,7 +23,6 @@ import numpy as np
 from numpy.typing import NDArray
 from pydicom.dataset import Dataset, FileDataset, FileMetaDataset
 from pydicom.encaps import encapsulate
-from pydicom.pixels.encoders import RLELosslessEncoder
 from pydicom.uid import (
     UID,
     ExplicitVRLittleEndian,
@@ -29,6 +33,8 @@ from pydicom.uid import (
     RLELossless,
     XRayAngiographicImageStorage,
 )
+
+from angio_ray import __version__
 
 MANUFACTURER = "angio_ray phantom"
 JPEG_BASELINE_QUALITY = 92
@@ -62,10 +68,20 @@ class ClipFacts:
     imager_pixel_spacing_mm: float
     bits: int
     monochrome1: bool
+    """MONOCHROME1 breaks the XA module's rule (MONOCHROME2 only); for tests of readers."""
     syntax: Syntax
     kvp: float
     tube_current_ma: int
     exposure_ms: int
+    """Per frame: the pulse's length."""
+    study_description: str = "simulated coronary angiography"
+    model_name: str = "coronary phantom"
+    field_shape: Literal["RECTANGLE", "ROUND"] = "RECTANGLE"
+    """Of the detector: flat panel, or image intensifier."""
+    jpeg_quality: int | None = None
+    """The frames went through JPEG baseline of this quality before they were written: the header says lossy."""
+    twin: str = ""
+    """Names a counterfactual of the clip: other UIDs for series and instance, everything else the same."""
 
 
 def uid(*key: object) -> str:
@@ -87,10 +103,9 @@ def write_xa(frames_THW: Frame, facts: ClipFacts) -> bytes:
     if facts.syntax == "jpeg-baseline" and facts.bits != 8:
         raise ValueError("JPEG baseline holds 8 bits only")
     num_frames, rows, columns = frames_THW.shape
-    stored = np.ascontiguousarray(2**facts.bits - 1 - frames_THW if facts.monochrome1 else frames_THW, frames_THW.dtype)
+    stored: Frame = np.ascontiguousarray(2**facts.bits - 1 - frames_THW if facts.monochrome1 else frames_THW)
 
-    ds = _header(facts, num_frames)
-    ds.Rows, ds.Columns = rows, columns
+    ds = _header(facts, num_frames, rows, columns)
     transfer_syntax, encode = _ENCODERS[facts.syntax]
     if encode is None:
         ds.PixelData = stored.tobytes()
@@ -99,20 +114,39 @@ def write_xa(frames_THW: Frame, facts: ClipFacts) -> bytes:
         ds.PixelData = encapsulate([encode(frame, facts.bits, ds) for frame in stored], has_bot=True)
         ds["PixelData"].VR = "OB"
         ds["PixelData"].is_undefined_length = True
-    if facts.syntax == "jpeg-baseline":
-        ratio = stored.nbytes / max(1, len(ds.PixelData))
-        ds.LossyImageCompression = "01"
-        ds.LossyImageCompressionRatio = f"{ratio:.3f}"
-        ds.LossyImageCompressionMethod = "ISO_10918_1"
+    _say_lossy(ds, stored, facts)
     return _file_bytes(ds, transfer_syntax)
 
 
 def sop_instance_uid(facts: ClipFacts) -> str:
     """The SOPInstanceUID that `write_xa` gives this clip."""
-    return uid(facts.study_key, "series", facts.series_number, "instance")
+    return uid(*_series_key(facts), "instance")
 
 
-def _header(facts: ClipFacts, num_frames: int) -> Dataset:
+def study_instance_uid(facts: ClipFacts) -> str:
+    """The StudyInstanceUID that `write_xa` gives this clip."""
+    return uid(facts.study_key)
+
+
+def _series_key(facts: ClipFacts) -> tuple[object, ...]:
+    return (facts.study_key, "series", facts.series_number, *((facts.twin,) if facts.twin else ()))
+
+
+def _say_lossy(ds: Dataset, stored: Frame, facts: ClipFacts) -> None:
+    """Each lossy step that the pixels went through, in order, with its ratio (PS3.3 C.7.6.1.1.5)."""
+    ratios = []
+    if facts.jpeg_quality is not None:
+        middle = (stored[len(stored) // 2] >> (facts.bits - 8)).astype(np.uint8)
+        ratios.append(middle.nbytes / len(imagecodecs.jpeg8_encode(middle, level=facts.jpeg_quality)))
+    if facts.syntax == "jpeg-baseline":
+        ratios.append(stored.nbytes / len(ds.PixelData))
+    ds.LossyImageCompression = "01" if ratios else "00"
+    if ratios:
+        ds.LossyImageCompressionRatio = [f"{ratio:.3f}" for ratio in ratios]
+        ds.LossyImageCompressionMethod = ["ISO_10918_1"] * len(ratios)
+
+
+def _header(facts: ClipFacts, num_frames: int, rows: int, columns: int) -> Dataset:
     """All mandatory modules of the XA IOD but the pixels, in the order of PS3.3 A.14."""
     ds = Dataset()
     ds.SpecificCharacterSet = "ISO_IR 100"
@@ -126,16 +160,19 @@ def _header(facts: ClipFacts, num_frames: int) -> Dataset:
     ds.PatientID = facts.patient_id
     ds.PatientBirthDate = ""
     ds.PatientSex = facts.patient_sex
-    ds.StudyInstanceUID = uid(facts.study_key)
+    ds.StudyInstanceUID = study_instance_uid(facts)
     ds.StudyDate, ds.StudyTime = facts.study_date, facts.study_time
     ds.StudyID = "1"
     ds.ReferringPhysicianName = ""
     ds.AccessionNumber = ""
     ds.Modality = "XA"
-    ds.SeriesInstanceUID = uid(facts.study_key, "series", facts.series_number)
+    ds.StudyDescription = facts.study_description
+    ds.SeriesInstanceUID = uid(*_series_key(facts))
     ds.SeriesNumber = facts.series_number
+    ds.Laterality = ""
     ds.Manufacturer = MANUFACTURER
-    ds.ManufacturerModelName = "first cut"
+    ds.ManufacturerModelName = facts.model_name
+    ds.SoftwareVersions = f"angio_ray {__version__}"
     ds.InstitutionName = ""
     # image, contrast
     ds.InstanceNumber = 1
@@ -144,9 +181,14 @@ def _header(facts: ClipFacts, num_frames: int) -> Dataset:
     ds.AcquisitionDate, ds.AcquisitionTime = facts.study_date, facts.acquisition_time
     ds.AcquisitionDateTime = facts.study_date + facts.acquisition_time
     ds.BurnedInAnnotation = "NO"
-    ds.LossyImageCompression = "00"
     ds.ContrastBolusAgent = "simulated iodine"
-    # multi-frame, cine
+    _time(ds, facts, num_frames)
+    _x_ray(ds, facts, rows, columns)
+    return ds
+
+
+def _time(ds: Dataset, facts: ClipFacts, num_frames: int) -> None:
+    """Modules multi-frame and cine."""
     ds.NumberOfFrames = num_frames
     steps = np.diff(facts.frame_times_ms)
     if facts.use_frame_time_vector:
@@ -157,7 +199,11 @@ def _header(facts: ClipFacts, num_frames: int) -> Dataset:
         ds.FrameTime = round(float(steps.mean()), 4) if len(steps) else 0.0
     if facts.cine_rate is not None:
         ds.CineRate = facts.cine_rate
-    # X-ray image, acquisition, positioner
+
+
+def _x_ray(ds: Dataset, facts: ClipFacts, rows: int, columns: int) -> None:
+    """Modules X-ray image, acquisition and positioner; window."""
+    ds.Rows, ds.Columns = rows, columns
     ds.SamplesPerPixel = 1
     ds.PhotometricInterpretation = "MONOCHROME1" if facts.monochrome1 else "MONOCHROME2"
     ds.BitsAllocated = 8 if facts.bits == 8 else 16
@@ -167,6 +213,11 @@ def _header(facts: ClipFacts, num_frames: int) -> Dataset:
     ds.RadiationSetting = "GR"
     ds.XRayTubeCurrent = facts.tube_current_ma
     ds.ExposureTime = facts.exposure_ms
+    ds.Exposure = round(facts.tube_current_ma * facts.exposure_ms / 1000)
+    ds.RadiationMode = "PULSED"
+    ds.FieldOfViewShape = facts.field_shape
+    field_mm = [round(n * facts.imager_pixel_spacing_mm) for n in (rows, columns)]
+    ds.FieldOfViewDimensions = field_mm if facts.field_shape == "RECTANGLE" else field_mm[:1]
     ds.ImagerPixelSpacing = [round(facts.imager_pixel_spacing_mm, 5)] * 2
     ds.DistanceSourceToDetector = round(facts.source_to_detector_mm, 1)
     ds.DistanceSourceToPatient = round(facts.source_to_patient_mm, 1)
@@ -176,22 +227,17 @@ def _header(facts: ClipFacts, num_frames: int) -> Dataset:
     ds.PositionerSecondaryAngle = round(facts.secondary_deg, 1)
     middle, width = 2 ** (facts.bits - 1), 2**facts.bits
     ds.WindowCenter, ds.WindowWidth = middle, width
-    return ds
 
 
 def _rle(frame: Frame, bits: int, ds: Dataset) -> bytes:
-    return RLELosslessEncoder.encode(
-        frame,
-        rows=ds.Rows,
-        columns=ds.Columns,
-        samples_per_pixel=1,
-        photometric_interpretation="MONOCHROME2",
-        bits_allocated=ds.BitsAllocated,
-        bits_stored=bits,
-        pixel_representation=0,
-        number_of_frames=1,
-        encoding_plugin="pydicom",
-    )
+    """PS3.5 annex G: the high bytes, then the low ones, each packed row by row; 64 bytes of offsets before."""
+    planes = [frame] if bits == 8 else [(frame >> 8).astype(np.uint8), frame.astype(np.uint8)]
+    packed = [bytes(imagecodecs.packbits_encode(np.ascontiguousarray(plane))) for plane in planes]
+    segments = [segment + b"\0" * (len(segment) % 2) for segment in packed]
+    offsets = np.zeros(16, "<u4")
+    offsets[0] = len(segments)
+    offsets[1 : 1 + len(segments)] = 64 + np.cumsum([0, *map(len, segments[:-1])])
+    return offsets.tobytes() + b"".join(segments)
 
 
 def _jpeg_baseline(frame: Frame, bits: int, ds: Dataset) -> bytes:

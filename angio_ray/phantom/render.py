@@ -1,393 +1,434 @@
-"""From anatomy to pictures: iodine path lengths, Beer-Lambert, a chest behind, noise, blur and a collimator.
+"""From a scene to a clip: what the beam meets in each frame, and what the machine stores of it.
 
-Vessels are drawn with OpenCV's anti-aliased polygons as nested ribbons that approximate the chord through a tube,
-one additive layer per vessel system, so that a 512x512 frame costs tens of milliseconds on one core. Knows nothing of
-DICOM: out come stored values as they would leave a detector's processing, with the truth about the contrast beside.
+Everything that moves is moved and projected once for all frames; each frame then adds up logarithmic attenuation
+(background, cavities, muscle, vessels, calcium, catheter, devices) and hands it to the detector. Knows nothing of how
+scenes are drawn, nor of DICOM: out come stored values, with the truth about vessels and calcium beside.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
-from angio_ray.phantom import anatomy
-from angio_ray.phantom.anatomy import Floats, Tree, Vessel, View
+from angio_ray.phantom import background, contrast, devices, motion
+from angio_ray.phantom.anatomy import Floats, Vessel
+from angio_ray.phantom.carm import project
+from angio_ray.phantom.contrast import Curves
+from angio_ray.phantom.detector import Exposure
+from angio_ray.phantom.scene import Chamber, Device, Rendered, Scene
+from angio_ray.phantom.tubes import Image, Mask, Tube, Tubes, add_plate
 
-Image = NDArray[np.float32]
-QualityClass = Literal[
-    "satisfactory", "no_contrast", "weak_contrast", "catheter_only", "poor_engagement", "ventricle", "aorta"
-]
+SEEN_MM = 0.15
+"""Undiluted contrast in the beam, mm, from which a pixel belongs to the vessel mask."""
+SEEN_CALCIUM = 0.25
+"""The same for calcium, share of what the middle of a line attenuates."""
 
-_RIBBONS = ((1.0, 0.45), (0.84, 0.72), (0.58, 0.95))
-"""Share of the radius and of the full diameter's path: three steps of a circle's chord."""
-_SHIFT = 4
-"""Fraction bits of the polygon corners: 1/16 px."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Device:
-    """Something metallic in the field, fixed to the chest: polylines in mm with a width in mm and an attenuation."""
-
-    lines: tuple[Floats, ...]
-    width_mm: float
-    attenuation: float
-    beats: bool = False
-    """Moves with the heart (a pacemaker's lead), else with the chest."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Scene:
-    """All that one clip shows, and the machine that takes it. Times in s, lengths in mm, attenuation per mm."""
-
-    quality_class: QualityClass
-    view: View
-    tree: Tree | None
-    aorta: Vessel
-    ventricle: Vessel
-    catheter: Vessel
-    catheter_on_heart: bool
-    devices: tuple[Device, ...]
-    times_s: Floats
-    heart_period_s: float
-    breath_mm: float
-    bolus_start_s: float
-    bolus_s: float
-    washout_s: float
-    flow_mm_s: float
-    vessel_iodine: float
-    """Attenuation of a filled vessel, per mm."""
-    reach_mm: float
-    """How far along the vessels the contrast gets (all the way when large)."""
-    aorta_iodine: float
-    ventricle_iodine: float
-    reflux_iodine: float
-    """Attenuation of the cloud that spills back from the ostium into the root, per mm."""
-    exposure: float
-    """Noise: standard deviation of the log signal where nothing attenuates."""
-    blur_px: float
-    sharpen: float
-    gamma: float
-    levels: tuple[float, float]
-    """Display levels, 0..1, that the darkest and brightest percent of the first frames map to."""
-    settling: float
-    """Relative brightness error of the first frame, gone after half a second."""
-    veil: float
-    """Share of scattered radiation."""
-    collimator: Literal["none", "octagon", "round", "rectangle"]
-    bits: int
-    shift_px: tuple[float, float]
-    """Table movement per second, px."""
+_COARSE = 4
+"""Wide, soft things are drawn on pixels this many times larger."""
+_CATHETER_WALL = 0.16
+"""Attenuation per mm of a catheter's braided wall."""
+_CATHETER_LUMEN = 0.74
+"""Of the outer radius (5 to 6 French diagnostic catheters: 1.2 to 1.5 mm within 1.7 to 2 mm)."""
+_BLUSH_MM = 6.0
+"""Blur from the small vessels to the muscle that they feed."""
+_JOINT_MM = 4.0
+"""Branches whose origins lie this near may share some of their lumen."""
+_STREAM_MM = 35.0
+"""How far from the ostium blood and contrast run side by side."""
+_PUFFS = 7
+"""Clouds that a reflux is made of."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Rendered:
-    """A clip's stored values and what is known of it."""
+def render(scene: Scene) -> Rendered:
+    """Draw all frames of a scene; the same scene gives the same bytes."""
+    curves = contrast.curves(scene)
+    view, size, count = scene.view, scene.view.size, len(scene.times_s)
+    backdrop = background.build(view, scene.region, scene.streams.of("background"), size=size)
+    exposure = Exposure(scene.detector, view, scene.streams)
+    vessels, calcium = _Vessels(scene, curves), _Calcium(scene)
+    soft, hardware = _Soft(scene, curves, vessels), _Hardware(scene, curves)
 
-    frames_THW: NDArray[np.uint8] | NDArray[np.uint16]
-    filling_T: Floats
-    """Mean iodine of the coronary vessels by volume, 1 = all filled with undiluted contrast."""
-    vessel_xy: tuple[Floats, ...]
-    """Per vessel of the tree, (T, N, 2) pixel positions."""
-
-
-def render(scene: Scene, rng: np.random.Generator) -> Rendered:
-    """Draw all frames of a scene.
-
-    Parameters
-    ----------
-    scene : Scene
-        What to draw.
-    rng : numpy.random.Generator
-        Texture, noise and heart beats; the same state gives the same bytes.
-    """
-    times, size = scene.times_s, scene.view.size
-    squeeze_F = anatomy.contraction(anatomy.beat_phases(times, scene.heart_period_s, rng))
-    breath_F = scene.breath_mm * np.sin(2 * np.pi * times / rng.uniform(3.0, 6.0) + rng.uniform(0, 6))
-    pan_F2 = np.outer(times, scene.shift_px)
-    filling_F, curves = _contrast(scene, times)
-    chest, heart = _background(scene, rng)
-    parts = _Parts(scene, squeeze_F, breath_F, pan_F2)
-    blank = _collimator(scene, rng)
-
-    frames = np.empty((len(times), size, size), np.uint8 if scene.bits == 8 else np.uint16)
-    levels: tuple[float, float] | None = None
-    heart_centre, _ = anatomy.project(anatomy.HEART_CENTRE, scene.view)
-    for f in range(len(times)):
-        beat_scale = 1 - 0.035 * squeeze_F[f]
-        turn = cv2.getRotationMatrix2D((float(heart_centre[0]), float(heart_centre[1])), 0.8 * squeeze_F[f], beat_scale)
-        breath_px = breath_F[f] * scene.view.px_per_mm
-        turn[:, 2] += pan_F2[f] + (0.0, -breath_px)
-        attenuation = _float(cv2.warpAffine(heart, turn, (size, size), borderMode=cv2.BORDER_REPLICATE))
-        shift = np.array([[1, 0, pan_F2[f, 0]], [0, 1, pan_F2[f, 1]]], np.float32)
-        if np.any(scene.shift_px):
-            attenuation += _float(cv2.warpAffine(chest, shift, (size, size), borderMode=cv2.BORDER_REPLICATE))
-        else:
-            attenuation += chest
-        parts.add(attenuation, f, curves)
-        signal = _float(cv2.exp(-attenuation))
-        signal += np.float32(scene.veil * float(signal.mean()))
-        noise = rng.standard_normal((size, size), dtype=np.float32)
-        signal += np.sqrt(signal) * noise * np.float32(scene.exposure)
-        signal = _float(cv2.GaussianBlur(signal, (0, 0), scene.blur_px))
-        if scene.sharpen:
-            signal += np.float32(scene.sharpen) * (signal - _float(cv2.GaussianBlur(signal, (0, 0), 4.0 * size / 512)))
-        picture = _float(cv2.pow(np.maximum(signal, 1e-4), scene.gamma))
-        if levels is None:
-            low, high = np.percentile(picture[:: 4, ::4][blank[::4, ::4] > 0.5], (1, 99))
-            gain = (scene.levels[1] - scene.levels[0]) / (high - low)
-            levels = (gain, scene.levels[0] - low * gain)
-        gain = levels[0] * (1 + scene.settling * np.exp(-times[f] / 0.15))
-        picture = (picture * np.float32(gain) + np.float32(levels[1])) * blank
-        top = 2**scene.bits - 1
-        frames[f] = np.clip(picture * top + 0.5, 0, top).astype(frames.dtype)
-    return Rendered(frames_THW=frames, filling_T=filling_F, vessel_xy=parts.vessel_xy)
+    frames = np.empty((count, size, size), np.uint8 if scene.detector.bits == 8 else np.uint16)
+    vessel_mask = np.zeros(frames.shape, bool)
+    calcium_mask = np.zeros(frames.shape, bool) if calcium.any else None
+    for f in range(count):
+        move = scene.motion
+        attenuation = backdrop.frame(float(move.contraction_T[f]), move.breath_T3[f], move.pan_T3[f])
+        soft.add(attenuation, f)
+        vessels.add(attenuation, f, vessel_mask[f])
+        if calcium_mask is not None:
+            calcium.add(attenuation, f, calcium_mask[f])
+        hardware.add(attenuation, f)
+        frames[f] = exposure.stored(attenuation, f, float(scene.times_s[f]))
+    return Rendered(
+        frames_THW=frames,
+        filling_T=curves.filling_T,
+        vessel_xy={name: tube.xy_TN2 for name, tube in vessels.tubes.items()},
+        vessel_radius_px={name: tube.radius_px_TN for name, tube in vessels.tubes.items()},
+        vessel_mask_THW=vessel_mask,
+        calcium_mask_THW=calcium_mask,
+        covered_share=devices.covered_share(scene.devices, scene.tree, view) if scene.tree else 0.0,
+    )
 
 
-def _contrast(scene: Scene, times: Floats) -> tuple[Floats, dict[str, Floats]]:
-    """Concentration per vessel sample over time, (T, N) by name, and the tree's mean filling by volume, (T,)."""
+def shadow(scene: Scene, points_N3: Floats, radius_mm: Floats, moves_N: Floats | None = None) -> Tube:
+    """Move points through the clip and project them; `radius_mm` is (N,) or (T, N)."""
+    return _projected(scene, motion.displace(points_N3, scene.motion, moves_N), radius_mm)
 
-    def curve(delay_N: Floats, start: float, length: float, washout: float) -> Floats:
-        since = times[:, None] - start - delay_N[None, :]
-        return np.clip(since / 0.25, 0, 1) * np.exp(-np.maximum(since - length, 0) / washout)
 
-    curves: dict[str, Floats] = {}
-    total, weight = np.zeros(len(times)), 0.0
-    for vessel in scene.tree.vessels if scene.tree else ():
-        reached = np.clip((scene.reach_mm - vessel.distance_N) / 8.0, 0, 1)
-        curves[vessel.name] = (
-            curve(vessel.distance_N / scene.flow_mm_s, scene.bolus_start_s, scene.bolus_s, scene.washout_s) * reached
+def _projected(scene: Scene, moved_TN3: Floats, radius_mm: Floats) -> Tube:
+    xy, scale = project(moved_TN3, scene.view)
+    radius = np.broadcast_to(radius_mm, scale.shape)
+    step = np.linalg.norm(np.diff(moved_TN3, axis=1), axis=-1) * (scale[:, 1:] + scale[:, :-1]) / 2
+    return Tube(xy_TN2=xy, step_px_TN=step, radius_px_TN=radius * scale, radius_mm_TN=radius)
+
+
+def _shadows(scene: Scene, vessels: Sequence[Vessel]) -> dict[str, Tube]:
+    """All vessels' shadows, moved in one go."""
+    if not vessels:
+        return {}
+    moves = [np.ones(len(v.points_N3)) if v.moves_N is None else v.moves_N for v in vessels]
+    moved = motion.displace(np.concatenate([v.points_N3 for v in vessels]), scene.motion, np.concatenate(moves))
+    whole = _projected(scene, moved, np.concatenate([v.radius_N for v in vessels]))
+    found, begin = {}, 0
+    for vessel in vessels:
+        here = slice(begin, begin + len(vessel.points_N3))
+        found[vessel.name] = Tube(
+            xy_TN2=whole.xy_TN2[:, here],
+            step_px_TN=whole.step_px_TN[:, here.start : here.stop - 1],
+            radius_px_TN=whole.radius_px_TN[:, here],
+            radius_mm_TN=whole.radius_mm_TN[:, here],
         )
-        volume = vessel.radius_N**2
-        total += curves[vessel.name] @ volume
-        weight += float(volume.sum())
-    shot = curve(np.zeros(1), scene.bolus_start_s, scene.bolus_s, scene.washout_s)
-    curves["reflux"] = shot
-    shape = (scene.bolus_start_s, scene.bolus_s, scene.washout_s)
-    curves["aorta"] = curve(scene.aorta.distance_N / 260.0, *shape)
-    curves["LV"] = curve(np.abs(scene.ventricle.distance_N - 55) / 140.0, *shape)
-    return total / max(weight, 1e-9), curves
+        begin = here.stop
+    return found
 
 
-class _Parts:
-    """What is drawn anew in each frame (vessels, catheter, devices, aorta, ventricle), projected once for all frames."""
+class _Vessels:
+    """The coronary tree and the conduits, with contrast in them."""
 
-    def __init__(self, scene: Scene, squeeze_F: Floats, breath_F: Floats, pan_F2: Floats) -> None:
-        self.scene = scene
-        view, rest = scene.view, np.zeros_like(squeeze_F)
+    def __init__(self, scene: Scene, curves: Curves) -> None:
+        self._iodine = scene.injection.iodine
+        self.all = (*(scene.tree.vessels if scene.tree else ()), *scene.conduits)
+        self.tubes = _shadows(scene, self.all)
+        openings = _mouths(self.all)
+        self._filled = [curves.vessels[v.name] * open_N for v, open_N in zip(self.all, openings, strict=True)]
+        self._drawn = Tubes(list(self.tubes.values()), scene.view.size)
+        self._lumen = _Lumen(scene, self.all, self._drawn)
 
-        def place(points: Floats, beats: bool, strength: float = 1.0) -> tuple[Floats, Floats]:
-            moved = anatomy.beat(points, squeeze_F if beats else rest, breath_F if beats else rest, strength)
-            xy, scale = anatomy.project(moved, view)
-            return xy + pan_F2[:, None, :], scale
-
-        self.trees = [(v, *place(v.points_N3, True)) for v in (scene.tree.vessels if scene.tree else ())]
-        self.vessel_xy = tuple(xy for _, xy, _ in self.trees)
-        self.aorta = place(scene.aorta.points_N3, True, 0.25)
-        self.ventricle = place(scene.ventricle.points_N3, True)
-        self.ventricle_radius = scene.ventricle.radius_N[None, :] * (1 - 0.38 * squeeze_F[:, None])
-        self.catheter = self._catheter(place)
-        self.devices = [[place(line, d.beats) for line in d.lines] for d in scene.devices]
-        self.ostium_xy = place(scene.catheter.points_N3[-1:], True)
-
-    def _catheter(self, place: object) -> tuple[Floats, Floats]:
-        assert callable(place)
-        points = self.scene.catheter.points_N3
-        still, scale = place(points, False)
-        if not self.scene.catheter_on_heart:
-            return still, scale
-        moving, _ = place(points, True)
-        along = np.linspace(0, 1, len(points)) ** 3
-        return still + (moving - still) * along[None, :, None], scale
-
-    def add(self, attenuation: Image, f: int, curves: dict[str, Floats]) -> None:
-        """Add frame f's moving parts to the attenuation picture, in place."""
-        scene, size = self.scene, attenuation.shape[0]
-        for layer in (0, 1):
-            drawn = [
-                (xy[f], vessel.radius_N * scale[f], vessel.radius_N * 2 * curves[vessel.name][f])
-                for vessel, xy, scale in self.trees
-                if vessel.layer == layer
-            ]
-            _add_tubes(attenuation, drawn, scene.vessel_iodine)
-        xy, scale = self.catheter
-        radius = scene.catheter.radius_N
-        filled = 0.13 * np.ones_like(radius) + scene.vessel_iodine * 0.6 * (curves["reflux"][f, 0] > 0.3)
-        _add_tubes(attenuation, [(xy[f], radius * scale[f], 2 * radius * filled)], 1.0)
-        for device, lines in zip(scene.devices, self.devices, strict=True):
-            width = device.width_mm / 2
-            _add_tubes(
-                attenuation,
-                [(p[f], np.full(len(p[f]), width) * s[f], np.full(len(p[f]), 1.0)) for p, s in lines],
-                device.attenuation,
-            )
-        if scene.aorta_iodine and curves["aorta"][f].max() > 0.01:
-            xy, scale = self.aorta
-            path = 2 * scene.aorta.radius_N * curves["aorta"][f] * np.exp(-scene.aorta.distance_N / 220)
-            tube = (xy[f], scene.aorta.radius_N * scale[f], path)
-            _add_tubes(attenuation, [tube], scene.aorta_iodine, soft=size / 90)
-        if scene.ventricle_iodine and curves["LV"][f].max() > 0.01:
-            xy, scale = self.ventricle
-            radius_px = self.ventricle_radius[f] * scale[f]
-            path = 2 * self.ventricle_radius[f] * curves["LV"][f]
-            _add_tubes(attenuation, [(xy[f], radius_px, path)], scene.ventricle_iodine, soft=size / 100)
-        if scene.reflux_iodine and curves["reflux"][f, 0] > 0.02:
-            self._add_reflux(attenuation, f, float(curves["reflux"][f, 0]))
-
-    def _add_reflux(self, attenuation: Image, f: int, amount: float) -> None:
-        xy, scale = self.ostium_xy
-        cloud = np.zeros(attenuation.shape, np.uint8)
-        wobble = 1 + 0.25 * np.sin(9.0 * self.scene.times_s[f])
-        half = np.maximum(1, (scale[f, 0] * np.array([9.0, 7.0]) * wobble)).astype(int)
-        at = np.round(xy[f, 0]).astype(int)
-        cv2.ellipse(cloud, (int(at[0]), int(at[1])), (int(half[0]), int(half[1])), 25.0, 0, 360, 255, -1, cv2.LINE_AA)
-        soft = cv2.GaussianBlur(cloud, (0, 0), 3.5 * float(scale[f, 0]) * 0.8).astype(np.float32)
-        attenuation += soft * np.float32(self.scene.reflux_iodine * 14.0 * amount / 255)
+    def add(self, attenuation: Image, f: int, mask: Mask) -> None:
+        """Add frame f, in place, and say where vessels with contrast are."""
+        filled = [c[f] for c in self._filled]
+        if self._iodine <= 0 or not any(c.any() for c in filled):
+            return
+        path_mm = self._drawn.draw(f, filled, self._lumen.factor(f))
+        np.greater(path_mm, SEEN_MM, out=mask)
+        path_mm *= np.float32(self._iodine)
+        attenuation += path_mm
 
 
-def _add_tubes(
-    attenuation: Image, tubes: Sequence[tuple[Floats, Floats, Floats]], per_mm: float, soft: float = 0.0
-) -> None:
-    """Add tubes (centre (N, 2) px, radius (N,) px, path through the middle (N,) mm) to an attenuation picture."""
-    tubes = [t for t in tubes if len(t[0]) > 1 and float(t[2].max()) * per_mm > 0.004]
-    if not tubes:
-        return
-    longest = max(float(t[2].max()) for t in tubes)
-    tubes.sort(key=lambda t: float(t[2].max()))  # where two meet the thicker one is painted last and wins
-    canvas = np.zeros(attenuation.shape, np.uint8)
-    spines, sides, values = _ribbons(tubes, longest)
-    for share, height in _RIBBONS:
-        corners = np.round((spines + share * sides) * (1 << _SHIFT)).astype(np.int32)
-        shade = (values * height).astype(int)
-        for quad, value in zip(corners, shade.tolist(), strict=True):
-            if value:
-                cv2.fillConvexPoly(canvas, quad, value, cv2.LINE_AA, _SHIFT)
-    picture = _float(cv2.GaussianBlur(canvas.astype(np.float32), (0, 0), max(soft, 0.8 * attenuation.shape[0] / 512 + 0.25)))
-    attenuation += picture * np.float32(longest * per_mm / 255)
+def _mouths(vessels: Sequence[Vessel]) -> list[Floats]:
+    """Per vessel what `mouth` says; a vessel's neighbours are its parent and what left that parent before at the spot."""
+    by_name = {v.name: v for v in vessels}
+    before: dict[str, list[Vessel]] = {}
+    found = []
+    for vessel in vessels:
+        parent = by_name.get(vessel.parent or "")
+        siblings = before.setdefault(vessel.parent or "", [])
+        near = [s for s in siblings if np.abs(s.points_N3[0] - vessel.points_N3[0]).max() < _JOINT_MM]
+        found.append(mouth(vessel, [parent, *near] if parent else []))
+        siblings.append(vessel)
+    return found
 
 
-def _ribbons(tubes: Sequence[tuple[Floats, Floats, Floats]], longest: float) -> tuple[Floats, Floats, Floats]:
-    """Per piece of tube: its corners on the centreline and their way to the wall, (P, 4, 2) px; shade 0..255, (P,)."""
-    spines, sides, values = [], [], []
-    for xy, radius, path in tubes:
-        step = np.diff(xy, axis=0)
-        along = step / np.maximum(np.linalg.norm(step, axis=1, keepdims=True), 1e-6)
-        tangent = np.vstack([along[:1], along[1:] + along[:-1], along[-1:]])
-        tangent /= np.maximum(np.linalg.norm(tangent, axis=1, keepdims=True), 1e-6)
-        side = np.stack([-tangent[:, 1], tangent[:, 0]], axis=1) * np.maximum(radius, 0.35)[:, None]
-        # pieces overlap by a little, else anti-aliasing leaves a light seam at each joint
-        start, end = xy[:-1] - 0.6 * along, xy[1:] + 0.6 * along
-        spines.append(np.stack([start, end, end, start], axis=1))
-        sides.append(np.stack([side[:-1], side[1:], -side[1:], -side[:-1]], axis=1))
-        values.append((path[:-1] + path[1:]) / 2 / longest * 255)
-    return np.concatenate(spines), np.concatenate(sides), np.concatenate(values)
+def mouth(vessel: Vessel, neighbours: Sequence[Vessel]) -> Floats:
+    """How much of each sample's lumen lies outside the vessels beside its origin, 0..1: what they share counts once."""
+    open_N = np.ones(len(vessel.points_N3))
+    near = min(len(open_N), 24)
+    start, points = vessel.points_N3[0], vessel.points_N3[:near]
+    for other in neighbours:
+        at = int(((other.points_N3 - start) ** 2).sum(axis=1).argmin())
+        window = other.points_N3[max(at - 2 * near, 0) : at + 2 * near]
+        away = ((points[:, None] - window[None]) ** 2).sum(axis=-1)
+        nearest = away.argmin(axis=1)
+        away = np.sqrt(away[np.arange(near), nearest])
+        nearest += max(at - 2 * near, 0)
+        ends = np.stack([other.points_N3[0] - other.points_N3[1], other.points_N3[-1] - other.points_N3[-2]])
+        past_start = (nearest == 0) & ((points - other.points_N3[0]) @ ends[0] >= 0)
+        past_end = (nearest == len(other.points_N3) - 1) & ((points - other.points_N3[-1]) @ ends[1] >= 0)
+        gap = away - other.radius_N[nearest]
+        outside = np.clip(gap / np.maximum(2 * vessel.radius_N[:near], 0.1) + 0.5, 0, 1)
+        outside[past_start | past_end] = 1
+        left = np.flatnonzero(outside[1:] >= 1)
+        if len(left):
+            outside[left[0] + 1 :] = 1  # once out, what passes by is another crossing
+        open_N[:near] = np.minimum(open_N[:near], outside)
+    return open_N
 
 
-def _float(picture: object) -> Image:
-    """OpenCV's result as the array of float32 that it is."""
-    return np.asarray(picture, np.float32)
+class _Lumen:
+    """What is left of the contrast across the lumen: round where a vessel begins, streaky near the ostium.
+
+    Contrast and blood run side by side there: lighter threads wander across the lumen.
+    """
+
+    def __init__(self, scene: Scene, vessels: Sequence[Vessel], drawn: Tubes) -> None:
+        self._times, self._strength = scene.times_s, scene.injection.streaming
+        distance = _at(drawn, [v.distance_N for v in vessels])
+        self._round = np.ones(len(distance))
+        if not len(distance):
+            return
+        # a lumen that leaves no other begins as a ball's half
+        inward = _at(drawn, [_within(v) for v in vessels])
+        cap = np.flatnonzero(inward < 1)
+        w, u = 1 - inward[cap], drawn.u[cap]
+        self._round[cap] = np.sqrt(np.maximum(1 - w**2 / np.maximum(1 - u**2, 1e-6), 0))
+        self._near = np.flatnonzero(distance < _STREAM_MM)
+        near, u = distance[self._near], drawn.u[self._near]
+        turn = scene.streams.of("streaming").uniform(0, 2 * np.pi)
+        self._wave = turn + near / 6.0 + 2.6 * u
+        self._fade = self._strength * np.clip(1 - near / _STREAM_MM, 0, 1)
+
+    def factor(self, f: int) -> Floats:
+        """Per piece of the drawn tubes in frame f."""
+        if self._strength <= 0 or not len(self._round):
+            return self._round
+        factor = self._round.copy()
+        factor[self._near] *= 1 - self._fade * (0.5 + 0.5 * np.sin(self._wave - 14.0 * self._times[f]))
+        return factor
 
 
-def _cloud(rng: np.random.Generator, size: int, cells: int) -> Image:
-    """Smooth random field of about `cells` blobs across, standard deviation one."""
-    field = rng.standard_normal((cells, cells), dtype=np.float32)
-    return _float(cv2.resize(field, (size, size), interpolation=cv2.INTER_CUBIC))
+def _at(drawn: Tubes, values: Sequence[Floats]) -> Floats:
+    """Values per sample of each tube, at each piece."""
+    if not values:
+        return np.zeros(0)
+    whole = np.concatenate(values)
+    return np.asarray(np.interp(drawn.at, np.arange(len(whole)), whole))
 
 
-def _background(scene: Scene, rng: np.random.Generator) -> tuple[Image, Image]:
-    """Attenuation of what stays with the chest (lungs, ribs, spine) and of what moves with heart and breath."""
-    view, size = scene.view, scene.view.size
-    per_mm = view.px_per_mm
-    columns, rows = np.meshgrid(np.arange(size, dtype=np.float32), np.arange(size, dtype=np.float32))
-
-    chest = 0.12 * _cloud(rng, size, 3) + 0.05 * _cloud(rng, size, 7) + 0.02 * _cloud(rng, size, 24)
-    chest += 0.012 * _cloud(rng, size, max(8, size // 8)) + rng.uniform(-0.3, 0.3) * (columns / size - 0.5)
-    chest += rng.uniform(-0.3, 0.3) * (rows / size - 0.5)
-
-    top, _ = anatomy.project(np.array([4.0, 62.0, 110.0]), view)
-    bottom, _ = anatomy.project(np.array([4.0, 62.0, -110.0]), view)
-    lean = (bottom[0] - top[0]) / max(bottom[1] - top[1], 1.0)
-    from_spine = (columns - (top[0] + (rows - top[1]) * lean)) / per_mm
-    half = rng.uniform(19, 25)
-    spine = 1 / (1 + np.exp((np.abs(from_spine) - half) / 2.0))
-    vertebra_mm = rng.uniform(24, 29)
-    disc = np.cos(2 * np.pi * (rows / per_mm + rng.uniform(0, 30)) / vertebra_mm)
-    chest += rng.uniform(0.25, 0.7) * spine * (1 + 0.12 * disc + 0.06 * _cloud(rng, size, 14))
-    to_the_left = rng.uniform(0.0, 0.45) / (1 + np.exp(-from_spine / 12)) * np.sign(view.primary_deg + 1e-3)
-    chest += to_the_left.astype(np.float32)
-
-    chest += _ribs(scene, rng)
-    chest += _lung_vessels(scene, rng)
-
-    (cx, cy), _ = anatomy.project(anatomy.HEART_CENTRE, view)
-    shadow = np.zeros((size, size), np.uint8)
-    axes = (int(rng.uniform(54, 66) * per_mm), int(rng.uniform(42, 52) * per_mm))
-    cv2.ellipse(shadow, (int(cx), int(cy)), axes, float(rng.uniform(20, 45)), 0, 360, 255, -1, cv2.LINE_AA)
-    heart = cv2.GaussianBlur(shadow, (0, 0), 5.0 * per_mm).astype(np.float32) * np.float32(rng.uniform(0.2, 0.5) / 255)
-    dome = np.zeros((size, size), np.uint8)
-    side = rng.choice([-1.0, 1.0])
-    (dx, dy), _ = anatomy.project(np.array([side * 45.0, 0.0, rng.uniform(-125, -95)]), view)
-    axes = (int(rng.uniform(70, 110) * per_mm), int(rng.uniform(38, 60) * per_mm))
-    cv2.ellipse(dome, (int(dx), int(dy)), axes, float(rng.uniform(-8, 8)), 0, 360, 255, -1, cv2.LINE_AA)
-    heart += cv2.GaussianBlur(dome, (0, 0), 1.6 * per_mm).astype(np.float32) * np.float32(rng.uniform(0.3, 0.8) / 255)
-    heart += 0.015 * _cloud(rng, size, 40)
-    chest -= chest.min()
-    return chest.astype(np.float32), heart
+def _within(vessel: Vessel) -> Floats:
+    """Path from the beginning in lumen radii, for a vessel that leaves no other; else as if far from it."""
+    if vessel.parent is not None:
+        return np.full(len(vessel.points_N3), 9.0)
+    steps = np.linalg.norm(np.diff(vessel.points_N3, axis=0), axis=1)
+    return np.concatenate([[0.0], np.cumsum(steps)]) / np.maximum(vessel.radius_N, 0.1)
 
 
-def _ribs(scene: Scene, rng: np.random.Generator) -> Image:
-    """Ribs as slanting bands with dense edges."""
-    size, per_mm = scene.view.size, scene.view.px_per_mm
-    picture = np.zeros((size, size), np.float32)
-    slant, bow = rng.uniform(0.1, 0.5) * rng.choice([-1, 1]), rng.uniform(-0.15, 0.15)
-    across = np.linspace(-0.1, 1.1, 24)
-    for offset in np.arange(-0.5, 1.6, rng.uniform(22, 30) * per_mm / size):
-        y = offset + slant * across + bow * np.sin(np.pi * across) + rng.normal(0, 0.01)
-        course = np.round(np.stack([across, y], axis=1) * size * 16).astype(np.int32)[:, None]
-        band = np.zeros((size, size), np.uint8)
-        width = max(2, int(rng.uniform(7, 11) * per_mm))
-        cv2.polylines(band, [course], False, 255, width, cv2.LINE_AA, 4)
-        cv2.polylines(band, [course], False, 150, max(1, int(width * 0.7)), cv2.LINE_AA, 4)
-        picture += band
-    return cv2.GaussianBlur(picture, (0, 0), 1.1 * per_mm) * np.float32(rng.uniform(0.03, 0.12) / 255)
+class _Calcium:
+    """Calcifications of the tree: there in every frame, contrast or not."""
+
+    def __init__(self, scene: Scene) -> None:
+        found = scene.tree.calcifications if scene.tree else ()
+        lines = [(c, line) for c in found for line in c.lines]
+        self.any = bool(lines)
+        tubes = [shadow(scene, line, np.full(len(line), c.width_mm / 2)) for c, line in lines]
+        self._drawn = Tubes(tubes, scene.view.size)
+        self._share = [np.full(len(line), 1 / c.width_mm) for c, line in lines]
+        self._attenuation = [np.full(len(line), c.attenuation / c.width_mm) for c, line in lines]
+
+    def add(self, attenuation: Image, f: int, mask: Mask) -> None:
+        """Add frame f, in place, and say where calcium is."""
+        np.greater(self._drawn.draw(f, self._share), SEEN_CALCIUM, out=mask)
+        attenuation += self._drawn.draw(f, self._attenuation)
 
 
-def _lung_vessels(scene: Scene, rng: np.random.Generator) -> Image:
-    """Faint branching lines: the lungs' own vessels, which no contrast has reached."""
-    size, per_mm = scene.view.size, scene.view.px_per_mm
-    canvas = np.zeros((size, size), np.uint8)
-    for _ in range(int(rng.integers(15, 50))):
-        heading, bend = rng.uniform(0, 2 * np.pi), rng.normal(0, 0.12)
-        turns = heading + bend * np.arange(10) + rng.normal(0, 0.1, 10)
-        steps = np.stack([np.cos(turns), np.sin(turns)], axis=1) * rng.uniform(2, 6) * per_mm
-        course = rng.uniform(0, size, 2) + np.cumsum(steps, axis=0)
-        corners = np.round(course * 16).astype(np.int32)[:, None]
-        thickness = max(1, int(rng.uniform(0.8, 3.0) * per_mm))
-        cv2.polylines(canvas, [corners], False, int(rng.integers(80, 255)), thickness, cv2.LINE_AA, 4)
-    return cv2.GaussianBlur(canvas, (0, 0), 0.8 * per_mm).astype(np.float32) * np.float32(rng.uniform(0.03, 0.1) / 255)
+class _Hardware:
+    """Catheter and devices. What stays with the chest is drawn anew only when the table has moved."""
+
+    def __init__(self, scene: Scene, curves: Curves) -> None:
+        moving = [d for d in scene.devices if _moves(d, scene)]
+        self._chest = _Devices(scene, [d for d in scene.devices if not _moves(d, scene)])
+        self._moving = _Devices(scene, moving)
+        self._pan_T3 = scene.motion.pan_T3
+        self._drawn: Image | None = None
+        self._catheter = _Catheter(scene, curves) if scene.catheter else None
+
+    def add(self, attenuation: Image, f: int) -> None:
+        """Add frame f, in place; frames come in order."""
+        if self._drawn is None or (self._pan_T3[f] != self._pan_T3[f - 1]).any():
+            self._drawn = np.zeros_like(attenuation)
+            self._chest.add(self._drawn, f)
+        if self._chest.any:
+            attenuation += self._drawn
+        self._moving.add(attenuation, f)
+        if self._catheter:
+            attenuation += self._catheter.picture(f)
 
 
-def _collimator(scene: Scene, rng: np.random.Generator) -> Image:
-    """What lets light through, 0..1 per pixel: blades, an octagon or a round image intensifier."""
-    size = scene.view.size
-    mask = np.zeros((size, size), np.uint8)
-    middle, half = size / 2 + rng.normal(0, 0.01 * size, 2), size * rng.uniform(0.46, 0.53)
-    if scene.collimator == "none":
-        mask[:] = 255
-    elif scene.collimator == "round":
-        cv2.circle(mask, (int(middle[0]), int(middle[1])), int(half * 1.05), 255, -1, cv2.LINE_AA)
-    elif scene.collimator == "octagon":
-        cut = half * rng.uniform(0.5, 0.8)
-        eighth = np.array([[half, -cut], [half, cut], [cut, half], [-cut, half]])
-        corners = middle + np.vstack([eighth, -eighth])
-        cv2.fillConvexPoly(mask, corners.astype(np.int32), 255, cv2.LINE_AA)
-    else:
-        left, upper, right, lower = (rng.uniform(0.005, 0.09, 4) * size).astype(int)
-        mask[upper : size - lower, left : size - right] = 255
-    soft = cv2.GaussianBlur(mask, (0, 0), 1.2 * size / 512 + 0.2).astype(np.float32) / 255
-    dark = float(rng.choice([0.0, 0.03, 0.1]) if scene.collimator in ("rectangle", "none") else 0.0)
-    return _float(soft * (1 - dark) + dark)
+class _Devices:
+    """Dense lines and plates."""
+
+    def __init__(self, scene: Scene, found: Sequence[Device]) -> None:
+        tubes, self._per_mm = [], []
+        self._plates: list[tuple[Floats, float]] = []
+        for device in found:
+            for line in device.lines:
+                tubes.append(_projected(scene, _follow(line, device, scene), np.full(len(line), device.width_mm / 2)))
+                self._per_mm.append(np.full(len(line), device.attenuation / device.width_mm))
+            for outline in device.plates:
+                xy, _ = project(_follow(outline, device, scene), scene.view)
+                self._plates.append((xy, device.attenuation))
+        self._lines = Tubes(tubes, scene.view.size)
+        self.any = bool(found)
+
+    def add(self, attenuation: Image, f: int) -> None:
+        """Add frame f, in place."""
+        if self._per_mm:
+            attenuation += self._lines.draw(f, self._per_mm)
+        for outline_TN2, dense in self._plates:
+            add_plate(attenuation, outline_TN2[f], dense)
+
+
+def _moves(device: Device, scene: Scene) -> bool:
+    """Whether it moves against the chest."""
+    return device.moves > 0 or (device.breathes and bool(scene.motion.breath_T3.any()))
+
+
+def _follow(points: Floats, device: Device, scene: Scene) -> Floats:
+    """A device's points over the clip, (T, N, 3)."""
+    moved = motion.displace(points, scene.motion, np.full(len(points), device.moves))
+    if device.breathes and device.moves == 0:
+        moved = moved + scene.motion.breath_T3[:, None, :]
+    return moved
+
+
+class _Catheter:
+    """A braided wall around a lumen that holds saline, or contrast."""
+
+    def __init__(self, scene: Scene, curves: Curves) -> None:
+        assert scene.catheter is not None
+        vessel = scene.catheter
+        moves = vessel.moves_N
+        if moves is None:  # only the tip goes with the heart, the shaft stays with the aorta
+            along = np.linspace(0, 1, len(vessel.points_N3)) ** 3
+            moves = along * float(scene.catheter_on_heart)
+        tube = shadow(scene, vessel.points_N3, vessel.radius_N, moves)
+        self._drawn, self._ones = Tubes([tube], scene.view.size), [np.ones(len(moves))]
+        u = self._drawn.u
+        whole = np.sqrt(np.maximum(1 - u**2, 1e-3))
+        lumen = np.sqrt(np.maximum(_CATHETER_LUMEN**2 - u**2, 0)) / whole
+        rng = scene.streams.of("catheter lumen")
+        # some laboratories leave contrast in the line all the time
+        rest = float(rng.choice([0.02, 0.05, 0.12])) * float(rng.uniform(0.5, 1.2))
+        full = max(scene.injection.iodine, 0.1 if curves.catheter_T.any() else 0.0)
+        self._lumen, self._wall = lumen, _CATHETER_WALL * (1 - lumen)
+        self._iodine_T = rest + np.maximum(full - rest, 0) * curves.catheter_T
+
+    def picture(self, f: int) -> Image:
+        """Attenuation of frame f."""
+        return self._drawn.draw(f, self._ones, self._wall + self._iodine_T[f] * self._lumen)
+
+
+class _Soft:
+    """Wide things with soft borders, on large pixels: cavities with contrast, reflux, the muscle's stain."""
+
+    def __init__(self, scene: Scene, curves: Curves, vessels: _Vessels) -> None:
+        self._size, self._cells = scene.view.size, -(-scene.view.size // _COARSE)
+        parts: list[_Cavity | _Reflux | _Blush] = [
+            _Cavity(scene, chamber, curve)
+            for chamber, curve in zip(scene.chambers, curves.chambers, strict=True)
+            if chamber.iodine > 0
+        ]
+        if scene.injection.reflux_iodine > 0 and curves.reflux_T.any():
+            parts.append(_Reflux(scene, curves, self._cells))
+        if scene.injection.blush_iodine > 0 and curves.blush_T.any() and vessels.all:
+            parts.append(_Blush(scene, curves, vessels))
+        self._parts = parts
+
+    def add(self, attenuation: Image, f: int) -> None:
+        """Add frame f, in place."""
+        pictures = [picture for part in self._parts if (picture := part.picture(f)) is not None]
+        if not pictures:
+            return
+        side = self._cells * _COARSE
+        large = cv2.resize(np.sum(pictures, axis=0), (side, side), interpolation=cv2.INTER_LINEAR)
+        attenuation += large[: self._size, : self._size]
+
+
+class _Cavity:
+    """Contrast in the aorta, the ventricle or the coronary sinus: streaky while it mixes, soft at the border."""
+
+    def __init__(self, scene: Scene, chamber: Chamber, curve_TN: Floats) -> None:
+        self._times, self._curve, self._iodine = scene.times_s, curve_TN, chamber.iodine
+        squeeze = 1 - chamber.contracts * scene.motion.contraction_T[:, None]
+        tube = shadow(scene, chamber.tube.points_N3, chamber.tube.radius_N * squeeze, chamber.tube.moves_N)
+        self._drawn = Tubes([tube], scene.view.size, _COARSE)
+        turns = scene.streams.of(f"mixing/{chamber.tube.name}").uniform(0, 2 * np.pi, 3)
+        along = _at(self._drawn, [chamber.tube.distance_N])
+        u = self._drawn.u
+        self._waves = (turns[0] + along / 9 + 4.1 * u, turns[1] - along / 14 + 6.3 * u, turns[2] + along / 5 - 2.2 * u)
+        self._blur_px = max(0.6, 1.6 * scene.view.px_per_mm / _COARSE)
+
+    def picture(self, f: int) -> Image | None:
+        """Attenuation of frame f on large pixels."""
+        level = self._curve[f]
+        if float(level.max()) < 0.01:
+            return None
+        t = self._times[f]
+        a, b, c = self._waves
+        mixing = 1 + 0.12 * (np.sin(a - 7 * t) + np.sin(b + 5 * t) + np.sin(c - 11 * t))
+        picture = self._drawn.draw(f, [level * self._iodine], mixing)
+        return np.asarray(cv2.GaussianBlur(picture, (0, 0), self._blur_px), np.float32)
+
+
+class _Reflux:
+    """Contrast that spills back into the root: clouds that leave the ostium, drift with the stream and thin out."""
+
+    def __init__(self, scene: Scene, curves: Curves, cells: int) -> None:
+        rng = scene.streams.of("reflux")
+        origin = scene.catheter.points_N3[-1] if scene.catheter is not None else np.zeros(3)
+        self._amount_T = scene.injection.reflux_iodine * curves.reflux_T
+        self._cells, self._scale = cells, scene.view.px_per_mm / _COARSE
+        self._life_s = rng.uniform(0.45, 0.9, _PUFFS)
+        self._offset_s = rng.uniform(0, 1, _PUFFS)
+        self._drift = rng.normal([0.0, 0.0, 10.0], 5.0, (_PUFFS, 3))  # mm over a life, up the aorta
+        self._radius_mm = rng.uniform(3.0, 5.5, _PUFFS)
+        self._times = scene.times_s
+        moved = motion.displace(origin[None] + np.zeros((1, 3)), scene.motion, np.full(1, 0.5))[:, 0]
+        self._origin_T3, self._view = moved, scene.view
+
+    def picture(self, f: int) -> Image | None:
+        """Attenuation of frame f on large pixels."""
+        amount = float(self._amount_T[f])
+        if amount < 1e-4:
+            return None
+        age = (self._times[f] / self._life_s + self._offset_s) % 1.0
+        at, _ = project(self._origin_T3[f] + age[:, None] * self._drift, self._view)
+        at = (at + 0.5) / _COARSE - 0.5
+        sigma = self._radius_mm * (0.7 + 0.9 * age) * self._scale
+        # what spreads thins out, and no cloud appears or vanishes at once
+        depth = 2 * self._radius_mm * np.sin(np.pi * age) ** 0.7 / (0.7 + 0.9 * age) * amount
+        grid = np.arange(self._cells)
+        columns = np.exp(-0.5 * ((grid - at[:, :1]) / sigma[:, None]) ** 2)
+        rows = np.exp(-0.5 * ((grid - at[:, 1:]) / sigma[:, None]) ** 2)
+        return np.asarray((rows * depth[:, None]).T @ columns, np.float32)
+
+
+class _Blush:
+    """The muscle's stain: where the small vessels end, blurred, moving along with them."""
+
+    def __init__(self, scene: Scene, curves: Curves, vessels: _Vessels) -> None:
+        self._amount_T = scene.injection.blush_iodine * curves.blush_T
+        full = int(curves.filling_T.argmax())
+        tubes = list(vessels.tubes.values())
+        drawn = Tubes(tubes, scene.view.size, _COARSE)
+        fed = [
+            curves.vessels[v.name][full] * np.clip((1.3 - v.radius_N) / 0.8, 0, 1) / np.maximum(v.radius_N, 0.1) ** 2
+            for v in vessels.all
+        ]
+        stain = cv2.GaussianBlur(drawn.draw(full, fed), (0, 0), _BLUSH_MM * scene.view.px_per_mm / _COARSE)
+        most = max(float(np.percentile(stain, 98)), 1e-6)
+        self._stain: Image = np.clip(stain / most, 0, 1.3).astype(np.float32)
+        centre_T2 = np.concatenate([t.xy_TN2 for t in tubes], axis=1).mean(axis=1)
+        self._shift_T2 = (centre_T2 - centre_T2[full]) / _COARSE
+
+    def picture(self, f: int) -> Image | None:
+        """Attenuation of frame f on large pixels."""
+        amount = float(self._amount_T[f])
+        if amount < 1e-3:
+            return None
+        x, y = self._shift_T2[f]
+        move = np.array([[1, 0, x], [0, 1, y]])
+        moved = cv2.warpAffine(self._stain, move, self._stain.shape[::-1], borderMode=cv2.BORDER_REPLICATE)
+        return np.asarray(moved * np.float32(amount), np.float32)

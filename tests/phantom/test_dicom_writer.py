@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import io
+import shutil
+import subprocess
 from dataclasses import replace
+from pathlib import Path
 
 import imagecodecs
 import numpy as np
@@ -12,7 +15,7 @@ import pytest
 from pydicom.encaps import generate_frames
 from pydicom.pixels import get_decoder
 
-from angio_ray.phantom.dicom_writer import MANUFACTURER, SYNTAXES, ClipFacts, write_xa
+from angio_ray.phantom.dicom_writer import MANUFACTURER, SYNTAXES, ClipFacts, sop_instance_uid, write_xa
 
 FACTS = ClipFacts(
     patient=7,
@@ -117,6 +120,83 @@ def test_frame_time_vector_adds_up_to_the_frame_times() -> None:
     ds = pydicom.dcmread(io.BytesIO(write_xa(frames_of(8), replace(FACTS, use_frame_time_vector=True))))
     assert ds.FrameIncrementPointer == 0x00181065
     assert np.cumsum(ds.FrameTimeVector) == pytest.approx(FACTS.frame_times_ms, abs=0.01)
+
+
+def verify(ds_bytes: bytes, folder: Path) -> tuple[int, list[str]]:
+    """Exit code and findings of dciodvfy, less those on SyntheticData, which its dictionary of 2022 does not know."""
+    if shutil.which("dciodvfy") is None:
+        pytest.skip("no dciodvfy (Debian: dicom3tools)")
+    (folder / "clip.dcm").write_bytes(ds_bytes)
+    done = subprocess.run(["dciodvfy", folder / "clip.dcm"], capture_output=True, text=True, check=False)
+    lines = (done.stdout + done.stderr).splitlines()
+    return done.returncode, [line for line in lines if "(0x0008,0x001c)" not in line]
+
+
+@pytest.mark.parametrize("syntax", SYNTAXES)
+def test_a_verifier_of_the_standard_finds_no_error(syntax: str, tmp_path: Path) -> None:
+    for bits in (8,) if syntax == "jpeg-baseline" else (8, 10, 12):
+        for vector, shape, quality in ((False, "ROUND", None), (True, "RECTANGLE", 75)):
+            facts = replace(
+                FACTS, syntax=syntax, bits=bits, use_frame_time_vector=vector, field_shape=shape, jpeg_quality=quality
+            )
+            code, lines = verify(write_xa(frames_of(bits), facts), tmp_path)
+            assert "XAImage" in lines
+            assert [line for line in lines if "Error" in line] == []
+            assert code == 0
+
+
+def test_the_verifier_finds_what_is_wrong(tmp_path: Path) -> None:
+    """MONOCHROME1 is the only error of a clip that is asked to have it; a missing attribute is seen."""
+    sound = write_xa(frames_of(8), replace(FACTS, monochrome1=True))
+    assert [line for line in verify(sound, tmp_path)[1] if "Error" in line] == [
+        "Error - Unrecognized enumerated value <MONOCHROME1> for value 1 of attribute <Photometric Interpretation>"
+    ]
+    ds = pydicom.dcmread(io.BytesIO(sound))
+    del ds.RadiationSetting
+    damaged = io.BytesIO()
+    ds.save_as(damaged)
+    assert any("RadiationSetting" in line for line in verify(damaged.getvalue(), tmp_path)[1])
+
+
+DCMTK = {"rle": "dcmdrle", "jpeg-lossless": "dcmdjpeg", "jpeg-ls": "dcmdjpls", "native": "dcmconv"}
+
+
+@pytest.mark.parametrize("syntax", DCMTK)
+@pytest.mark.parametrize("bits", [8, 12])
+def test_dcmtk_reads_back_the_frames_that_were_written(syntax: str, bits: int, tmp_path: Path) -> None:
+    if shutil.which(DCMTK[syntax]) is None:
+        pytest.skip(f"no {DCMTK[syntax]} (Debian: dcmtk)")
+    frames = frames_of(bits)
+    (tmp_path / "clip.dcm").write_bytes(write_xa(frames, replace(FACTS, syntax=syntax, bits=bits)))
+    subprocess.run([DCMTK[syntax], tmp_path / "clip.dcm", tmp_path / "plain.dcm"], check=True, capture_output=True)
+    assert np.array_equal(pydicom.dcmread(tmp_path / "plain.dcm").pixel_array, frames)
+
+
+def test_frames_that_went_through_jpeg_before_say_so() -> None:
+    for syntax, methods in (("jpeg-ls", 1), ("jpeg-baseline", 2)):
+        ds = pydicom.dcmread(io.BytesIO(write_xa(frames_of(8), replace(FACTS, syntax=syntax, jpeg_quality=60))))
+        assert ds.LossyImageCompression == "01"
+        assert np.size(ds.LossyImageCompressionRatio) == np.size([ds.LossyImageCompressionMethod]) == methods
+        assert np.min(np.atleast_1d(ds.LossyImageCompressionRatio).astype(float)) > 1
+
+
+def test_a_twin_differs_in_its_identity_only() -> None:
+    clip, twin = (
+        pydicom.dcmread(io.BytesIO(write_xa(frames_of(8), replace(FACTS, twin=name)))) for name in ("", "no_contrast")
+    )
+    assert twin.SOPInstanceUID == sop_instance_uid(replace(FACTS, twin="no_contrast"))
+    differing = {e.keyword for e in clip if e != twin[e.tag]}
+    assert differing == {"SOPInstanceUID", "SeriesInstanceUID"}
+    assert len(clip) == len(twin)
+
+
+def test_the_field_of_view_has_the_detectors_size() -> None:
+    shape = {
+        s: pydicom.dcmread(io.BytesIO(write_xa(frames_of(8), replace(FACTS, field_shape=s))))
+        for s in ("RECTANGLE", "ROUND")
+    }
+    assert shape["RECTANGLE"].FieldOfViewDimensions == [18, 15]  # 48 and 40 px of 0.384 mm
+    assert shape["ROUND"].FieldOfViewDimensions == 18
 
 
 @pytest.mark.parametrize("syntax", SYNTAXES)

@@ -1,0 +1,592 @@
+"""What each synthetic patient's studies show: which clips, which views, which faults, drawn from a seed.
+
+The one place that decides what satisfactory and unsatisfactory look like. Everything that is not the fault itself
+(lengths, frame rates, machines, devices, views, beats, header facts) is drawn from streams of its own, before and
+without looking at the class: none of it gives the class away, and a clip planned again with another class is its
+counterfactual. Knows nothing of how a scene is drawn or written.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal, TypeVar
+
+import numpy as np
+
+from angio_ray.phantom import anatomy, detector, devices, disease, motion, territories
+from angio_ray.phantom.anatomy import Artery, Floats, Tree, Vessel
+from angio_ray.phantom.carm import VIEWS, View, axes, project
+from angio_ray.phantom.detector import Detector
+from angio_ray.phantom.dicom_writer import SYNTAXES, ClipFacts, Syntax
+from angio_ray.phantom.scene import (
+    UNSATISFACTORY,
+    Chamber,
+    Device,
+    Injection,
+    Motion,
+    QualityClass,
+    Scene,
+    Streams,
+)
+
+Protocol = Literal["default", "calcium"]
+Site = Literal["seen", "unseen"]
+_T = TypeVar("_T")
+
+_RATES = ((15.0, 0.6), (7.5, 0.08), (10.0, 0.08), (12.5, 0.08), (25.0, 0.06), (30.0, 0.1))
+_SYNTAXES: tuple[tuple[Syntax, float], ...] = (
+    ("jpeg-lossless", 0.44),
+    ("jpeg-baseline", 0.18),
+    ("native", 0.12),
+    ("jpeg-ls", 0.12),
+    ("rle", 0.1),
+    ("jpeg-2000", 0.04),
+)
+_SHORT_SHARE = {"puncture_check": 0.5, "satisfactory": 0.14}
+"""Share of short runs; 0.1 for the rest. A look at the puncture site is short more often, and satisfactory runs are short
+as often as unsatisfactory ones on the whole, so that the length tells nothing."""
+_SHORT_FRAMES = 24
+_BULKY_SHARE = 0.08
+"""Of all clips: something large lies in the field. What it hides decides the class, not that it is there."""
+HIDING_SHARE = 0.6
+"""Share of the tree's length that a foreign object hides at least in a clip of that class; at most 0.15 in others."""
+_TERRITORIES: dict[Site, tuple[territories.TerritoryName, ...]] = {
+    "seen": ("femoral", "radial", "renal", "mammary"),
+    "unseen": ("femoral", "radial", "renal", "mammary", "iliac", "cerebral"),
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class PhantomConfig:
+    """What to generate."""
+
+    patients: int = 6
+    seed: int = 0
+    clips: tuple[int, int] = (5, 7)
+    """Fewest and most clips per patient; both classes are in every study when there are two clips or more."""
+    size: int = 512
+    """Rows and columns, px. The field of view stays, so 256 is the same picture on coarser pixels."""
+    frames: tuple[int, int] | None = None
+    """Fewest and most frames per clip; None: 60 to 120, or 180 to 220 for the calcium protocol. Some clips of either
+    class are shorter than the fewest, unless all are asked to be equally long."""
+    fps: float | None = None
+    """Frames per second; None draws 15 mostly, 7.5, 10, 12.5, 25 and 30 at times (15 for the calcium protocol)."""
+    syntax: Syntax | None = None
+    """Transfer syntax; None draws one per clip."""
+    unsatisfactory: float | None = None
+    """Expected share of unsatisfactory clips; None: 0.4, or 0 for the calcium protocol."""
+    protocol: Protocol = "default"
+    """default: 0.3 to 2 s before contrast. calcium: about 200 frames, the first half without contrast (spec section 4)."""
+    site: Site = "seen"
+    """unseen: machines, devices and kinds of run that the other site never shows, for an independent set."""
+    twins: tuple[QualityClass, ...] = ()
+    """For each satisfactory clip also its counterfactuals: same patient, beats and noise, and this fault."""
+
+    def __post_init__(self) -> None:
+        if self.patients < 1 or not 1 <= self.clips[0] <= self.clips[1]:
+            raise ValueError("patients and clips must be at least 1, and clips (fewest, most)")
+        if self.frames is not None and not 4 <= self.frames[0] <= self.frames[1]:
+            raise ValueError("frames must be (fewest, most) and at least 4")
+        if not 32 <= self.size <= 2048:
+            raise ValueError("size must be 32 to 2048 px")
+        if self.unsatisfactory is not None and not 0 <= self.unsatisfactory <= 1:
+            raise ValueError("unsatisfactory is a share, 0 to 1")
+        if self.fps is not None and not 1 <= self.fps <= 120:
+            raise ValueError("fps must be 1 to 120")
+        if self.syntax is not None and self.syntax not in SYNTAXES:
+            raise ValueError(f"syntax must be one of {', '.join(SYNTAXES)}")
+        if self.protocol not in ("default", "calcium"):
+            raise ValueError("protocol must be default or calcium")
+        if self.site not in ("seen", "unseen"):
+            raise ValueError("site must be seen or unseen")
+        unknown = set(self.twins) - set(UNSATISFACTORY)
+        if unknown:
+            raise ValueError(f"twins: unknown {', '.join(sorted(unknown))}; there is {', '.join(UNSATISFACTORY)}")
+
+    @property
+    def frame_range(self) -> tuple[int, int]:
+        """`frames`, or the protocol's."""
+        return self.frames or ((60, 120) if self.protocol == "default" else (180, 220))
+
+    @property
+    def unsatisfactory_share(self) -> float:
+        """`unsatisfactory`, or the protocol's."""
+        if self.unsatisfactory is not None:
+            return self.unsatisfactory
+        return 0.4 if self.protocol == "default" else 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatientPlan:
+    """One patient: the heart, the body, the laboratory, and the list of clips."""
+
+    config: PhantomConfig
+    patient: int
+    female: bool
+    trees: dict[Artery, Tree]
+    aorta: Vessel
+    ventricle: Vessel
+    coronary_sinus: Vessel
+    heart_period_s: float
+    ectopics: float
+    bypassed: bool
+    """Had bypass surgery: grafts, sternal wires and clips, in every clip."""
+    source_to_detector_mm: float
+    field_mm: float
+    """Detector field, mm."""
+    rate: float
+    """The laboratory's usual frames per second."""
+    detectors: tuple[Detector, Detector]
+    """The laboratory's two settings."""
+    devices: tuple[Device, ...]
+    """In or on the chest in every clip."""
+    clips: tuple[QualityClass, ...]
+    studies: tuple[int, ...]
+    """Which of the patient's studies each clip belongs to, from 0."""
+
+    @property
+    def patient_id(self) -> str:
+        """PatientID in the headers."""
+        return f"PHANTOM-{self.config.seed}-{self.patient:05d}"
+
+    def streams(self, clip: int) -> Streams:
+        """The random streams of one clip: the same whoever renders it and in whatever order."""
+        return Streams(key=(self.config.seed, self.patient, clip + 1))
+
+
+def plan_patient(config: PhantomConfig, patient: int) -> PatientPlan:
+    """Draw a patient. Both classes are in each study when it has two clips or more and the share is neither 0 nor 1."""
+    streams = Streams(key=(config.seed, patient, 0))
+    body, heart, lab = streams.of("body"), streams.of("heart"), streams.of("laboratory")
+    female = bool(body.random() < 0.4)
+    trees = anatomy.grow_trees(streams.of("trees"), female=female)
+    calcified = 0.35 if config.protocol == "default" else 0.55
+    trees = disease.add_disease(trees, streams.of("disease"), p_calcified=calcified)
+    clips, studies = _clip_classes(config, streams.of("clips"))
+    bypassed = bool(body.random() < 0.1) or "graft" in clips  # all of the patient's clips show the wires, not that one
+    period = float(heart.uniform(0.55, 1.1))
+    return PatientPlan(
+        config=config,
+        patient=patient,
+        female=female,
+        trees=trees,
+        aorta=territories.aorta(streams.of("aorta"), trees),
+        ventricle=territories.ventricle(streams.of("ventricle")),
+        coronary_sinus=territories.coronary_sinus(streams.of("sinus")),
+        heart_period_s=period,
+        ectopics=float(heart.choice([0.0, 0.03, 0.12], p=[0.6, 0.25, 0.15])),
+        bypassed=bypassed,
+        source_to_detector_mm=float(lab.uniform(950, 1150)),
+        field_mm=float(lab.uniform(150, 205)),
+        rate=config.fps or (15.0 if config.protocol == "calcium" else _draw(lab, _RATES)),
+        detectors=(detector.draw(lab, site=config.site), detector.draw(lab, site=config.site)),
+        devices=_worn(streams.of("devices"), bypassed, config.site),
+        clips=clips,
+        studies=studies,
+    )
+
+
+def _clip_classes(config: PhantomConfig, rng: np.random.Generator) -> tuple[tuple[QualityClass, ...], tuple[int, ...]]:
+    count = int(rng.integers(config.clips[0], config.clips[1] + 1))
+    share = config.unsatisfactory_share
+    bad = int(rng.binomial(count, share))
+    if count >= 2 and 0 < share < 1:
+        bad = min(max(bad, 1), count - 1)
+    faults = [UNSATISFACTORY[i] for i in rng.permutation(len(UNSATISFACTORY))]
+    twice = rng.random() < 0.15 and min(bad, count - bad) >= 2
+    classes: list[QualityClass] = [faults[i % len(faults)] for i in range(bad)]
+    classes += ["satisfactory"] * (count - bad)
+    # the first clips of either class go to the first study, so that each study has both
+    study = [int(twice and i >= bad // 2) for i in range(bad)]
+    study += [int(twice and i >= (count - bad) // 2) for i in range(count - bad)]
+    order = sorted(rng.permutation(count), key=lambda i: study[i])
+    return tuple(classes[i] for i in order), tuple(study[i] for i in order)
+
+
+def plan_scene(plan: PatientPlan, clip: int, quality: QualityClass | None = None) -> Scene:
+    """Draw one clip's scene.
+
+    Parameters
+    ----------
+    plan : PatientPlan
+        Whose clip.
+    clip : int
+        Which one.
+    quality : QualityClass, optional
+        Another class than the plan's: the counterfactual of that clip.
+    """
+    quality = quality or plan.clips[clip]
+    config, streams = plan.config, plan.streams(clip)
+    times = _times(plan, streams.of("length"), plan.clips[clip])
+    artery: Artery = "LCA" if streams.of("artery").random() < 0.6 else "RCA"
+    tree, conduits, detail, region = _anatomy(plan, artery, quality, streams.of("fault anatomy"))
+    tree_of = plan.trees[artery]
+    base = _injection(float(times[-1]), config.protocol, streams.of("injection"))
+    base = _with_fault(base, quality, detail, float(times[-1]), streams.of("fault injection"))
+    view = _view(plan, artery, quality, tree, conduits, region, streams.of("view"))
+    return Scene(
+        quality_class=quality,
+        detail=detail,
+        streams=streams,
+        view=view,
+        region=region.region if region else "chest",
+        tree=tree,
+        conduits=conduits,
+        chambers=_chambers(plan, quality, base, streams.of("chambers")),
+        injection=base,
+        motion=_motion(plan, times, region is not None, streams),
+        catheter=region.catheter if region else _catheter(plan, tree_of, quality, detail, conduits, streams),
+        catheter_on_heart=region is None and quality != "graft" and detail != "arch",
+        devices=_devices(plan, quality, detail, tree, view, streams) if region is None else (),
+        times_s=times,
+        detector=plan.detectors[int(streams.of("setting").integers(2))],
+    )
+
+
+def _times(plan: PatientPlan, rng: np.random.Generator, planned: QualityClass) -> Floats:
+    """Start of each frame, s. A counterfactual keeps the length of the clip that it is made from."""
+    config = plan.config
+    other_rate, rate = rng.random() < 0.3, _draw(rng, _RATES)
+    if not other_rate or config.fps or config.protocol == "calcium":
+        rate = plan.rate
+    fewest, most = config.frame_range
+    seconds = rng.uniform(4.0, 8.0) if config.protocol == "default" else rng.uniform(12.0, 14.6)
+    count = int(np.clip(round(seconds * rate), fewest, most))
+    short = rng.random() < _SHORT_SHARE.get(planned, 0.1)
+    shorter = int(rng.integers(_SHORT_FRAMES, max(fewest, _SHORT_FRAMES + 1)))
+    if short and _SHORT_FRAMES < fewest < most and config.protocol == "default":
+        count = shorter
+    return np.arange(count) / rate
+
+
+def _anatomy(
+    plan: PatientPlan, artery: Artery, quality: QualityClass, rng: np.random.Generator
+) -> tuple[Tree | None, tuple[Vessel, ...], str, territories.Territory | None]:
+    """The artery in the beam, other vessels that fill, which way of the class, and another part of the body if it is one."""
+    tree = plan.trees[artery]
+    if quality in ("other_territory", "puncture_check"):
+        names = _TERRITORIES[plan.config.site]
+        if quality == "puncture_check":
+            names = ("femoral", "radial")
+        name = names[int(rng.integers(len(names)))]
+        place = territories.territory(name, rng)
+        filled = quality == "other_territory" or rng.random() < 0.6
+        return None, place.vessels, f"{name}, {place.detail}" + ("" if filled else ", no contrast"), place
+    match quality:
+        case "catheter_only":
+            return None, (), str(rng.choice(["arch", "pigtail", "ostium"])), None
+        case "ventricle":
+            return None, (), "", None
+        case "graft":
+            graft = territories.grafts(rng, plan.trees)
+            return None, graft, graft[0].name, None
+        case "poor_engagement":
+            way = str(rng.choice(["off the ostium", "off the ostium", "one branch only"]))
+            return (_one_branch(tree, rng) if way == "one branch only" else tree), (), way, None
+        case "weak_contrast":
+            return tree, (), str(rng.choice(["dilute", "dilute", "brief", "late"])), None
+        case "no_contrast":
+            return tree, (), str(rng.choice(["not injected", "after the run"])), None
+        case "partial_recording":
+            return tree, (), str(rng.choice(["balloon", "wire", "wire and puff", "balloon and puff"])), None
+        case _:
+            return tree, (), "", None
+
+
+def _one_branch(tree: Tree, rng: np.random.Generator) -> Tree:
+    """The tree as a catheter too deep in one branch fills it: that branch and what leaves it, nothing else."""
+    if tree.artery == "LCA":
+        branch = str(rng.choice([v.name for v in tree.vessels if v.name in ("LCX", "D1", "OM1")]))
+    else:
+        branch = str(rng.choice([v.name for v in tree.vessels if v.name in ("conus", "RV1", "SA")] or ["RCA"]))
+    served = {branch}
+    for vessel in tree.vessels:  # parents come before their branches
+        if vessel.parent in served:
+            served.add(vessel.name)
+    kept = tuple(v if v.name in served else replace(v, supply_N=np.zeros(len(v.points_N3))) for v in tree.vessels)
+    start = float(min(v.distance_N[0] for v in kept if v.name in served))
+    return replace(tree, vessels=tuple(replace(v, distance_N=np.maximum(v.distance_N - start, 0.0)) for v in kept))
+
+
+def _injection(length_s: float, protocol: Protocol, rng: np.random.Generator) -> Injection:
+    """A good injection: what every class starts from."""
+    early = rng.random() < 0.1
+    start = float(min(rng.uniform(0.3, 2.0), 0.3 * length_s))
+    if early:
+        start = float(rng.uniform(-1.2, 0.0))  # the recording began after the injection
+    length = float(np.clip(rng.uniform(1.8, 3.6), 0.3, max(0.5, 0.8 * length_s - start)))
+    if protocol == "calcium":
+        start, length = float(rng.uniform(0.46, 0.54) * length_s), float(rng.uniform(3.0, 5.0))
+    cloud, blush = float(rng.uniform(0.0, 0.035)), float(rng.uniform(0.0, 0.14))
+    spills, stains = rng.random() < 0.6, rng.random() < 0.5
+    return Injection(
+        start_s=start,
+        length_s=length,
+        washout_s=float(rng.uniform(0.5, 1.5)),
+        flow_mm_s=float(rng.uniform(110, 280)),
+        iodine=float(rng.uniform(0.11, 0.3)),
+        pulsation=float(rng.uniform(0.0, 0.3)),
+        streaming=float(rng.uniform(0.0, 0.5)),
+        reflux_iodine=cloud if spills else 0.0,
+        blush_iodine=blush if stains else 0.0,
+    )
+
+
+def _with_fault(
+    good: Injection, quality: QualityClass, detail: str, length_s: float, rng: np.random.Generator
+) -> Injection:
+    """The same injection with the class's fault."""
+    share, reach = float(rng.uniform(0.04, 0.15)), float(rng.uniform(15, 45))
+    thin, puff = float(rng.uniform(0.1, 0.4)), float(rng.uniform(0.25, 0.6))
+    spill = float(rng.uniform(0.02, 0.06))
+    none = replace(good, iodine=0.0, reflux_iodine=0.0, blush_iodine=0.0)
+    match quality, detail:
+        case ("no_contrast", _) | ("catheter_only", _) | ("ventricle", _):
+            return none
+        case ("weak_contrast", "brief"):
+            return replace(good, iodine=good.iodine * 0.5, length_s=0.15, washout_s=0.3, reach_mm=reach * 1.5,
+                           blush_iodine=0.0)  # fmt: skip
+        case ("weak_contrast", "late"):
+            return replace(good, start_s=length_s * float(rng.uniform(0.88, 0.96)), blush_iodine=0.0)
+        case ("weak_contrast", _):
+            return replace(good, iodine=good.iodine * share, reflux_iodine=good.reflux_iodine * 0.3, blush_iodine=0.0)
+        case ("poor_engagement", "one branch only"):
+            return replace(good, reflux_iodine=spill * 0.5)
+        case ("poor_engagement", _):
+            return replace(good, iodine=good.iodine * thin, reach_mm=reach, reflux_iodine=spill, streaming=0.8,
+                           blush_iodine=0.0)  # fmt: skip
+        case ("partial_recording", way):
+            if "puff" not in way:
+                return none
+            return replace(good, length_s=puff, washout_s=0.4, iodine=good.iodine * 0.6, reach_mm=reach * 1.3,
+                           blush_iodine=0.0)  # fmt: skip
+        case ("aorta", _):
+            return replace(good, iodine=good.iodine * 0.2, reach_mm=reach, reflux_iodine=0.0, blush_iodine=0.0)
+        case ("puncture_check" | "other_territory", way) if way.endswith("no contrast"):
+            return none
+        case ("puncture_check" | "other_territory" | "graft", _):
+            return replace(good, reflux_iodine=0.0, blush_iodine=0.0)
+        case _:
+            return good
+
+
+def _chambers(
+    plan: PatientPlan, quality: QualityClass, injection: Injection, rng: np.random.Generator
+) -> tuple[Chamber, ...]:
+    dilute, share, strength = rng.uniform(0.008, 0.016), rng.uniform(0.3, 1.0), rng.uniform(0.012, 0.03)
+    delay, drains = rng.uniform(2.6, 4.5), rng.random() < 0.5
+    if quality == "aorta":
+        return (Chamber(tube=plan.aorta, iodine=float(dilute * 2.0)),)
+    if quality == "ventricle":
+        return (
+            Chamber(tube=plan.ventricle, iodine=float(dilute * 1.6), contracts=0.38),
+            Chamber(tube=plan.aorta, iodine=float(dilute * share), delay_s=0.5),
+        )
+    if drains and injection.blush_iodine > 0 and quality in ("satisfactory", "foreign_object"):
+        return (Chamber(tube=plan.coronary_sinus, iodine=float(strength), delay_s=float(delay)),)
+    return ()
+
+
+def _motion(plan: PatientPlan, times: Floats, far_from_heart: bool, streams: Streams) -> Motion:
+    phase, contraction, onsets = motion.beats(times, plan.heart_period_s, streams.of("beats"), ectopics=plan.ectopics)
+    breath, table = streams.of("breath"), streams.of("table")
+    amplitude = float(breath.choice([0.0, 1.0, 3.0, 6.0], p=[0.35, 0.3, 0.25, 0.1]))
+    speed = float(table.uniform(8, 30)) if table.random() < 0.15 else 0.0
+    return Motion(
+        phase_T=phase,
+        contraction_T=contraction * (0.1 if far_from_heart else 1.0),
+        onsets_s=onsets,
+        period_s=plan.heart_period_s,
+        breath_T3=motion.breath(times, breath, amplitude_mm=0.0 if far_from_heart else amplitude),
+        pan_T3=motion.pan(times, table, speed_mm_s=speed),
+    )
+
+
+def _catheter(
+    plan: PatientPlan, tree: Tree, quality: QualityClass, detail: str, conduits: tuple[Vessel, ...], streams: Streams
+) -> Vessel:
+    """The catheter where the class puts it. Its shape is the operator's choice, the same whatever the class."""
+    rng, fault = streams.of("catheter"), streams.of("fault catheter")
+    shapes: tuple[tuple[devices.CatheterStyle, float], ...] = (
+        (("left", 0.7), ("extra backup", 0.2), ("left amplatz", 0.1))
+        if tree.artery == "LCA"
+        else (("right", 0.85), ("right amplatz", 0.15))
+    )
+    style = _draw(streams.of("catheter shape"), shapes)
+    off, far, shift = fault.normal(0, 1, 3) * np.array([1, 1, 0.5]), fault.uniform(5, 11), fault.normal(0, 2, 3)
+    away = tree.ostium + off / np.linalg.norm(off) * far + np.array([0.0, 2.0, 6.0])
+    match quality, detail:
+        case ("catheter_only", "arch" | "pigtail"):
+            return devices.catheter(
+                tree.ostium + shift + [0, 0, 15], rng, style="arch" if detail == "arch" else "pigtail"
+            )
+        case ("ventricle", _):
+            return devices.catheter(anatomy.BASE + 0.55 * (anatomy.APEX - anatomy.BASE) + shift, rng, style="pigtail")
+        case ("aorta", _):
+            return devices.catheter(_at(plan.aorta, 30.0) + shift, rng, style="pigtail")
+        case ("graft", _):
+            return devices.catheter(conduits[0].points_N3[0], rng, style="graft")
+        case ("poor_engagement", "off the ostium"):
+            return devices.catheter(away, rng, style=style)
+        case _:
+            return devices.catheter(tree.ostium, rng, style=style)
+
+
+def _devices(
+    plan: PatientPlan, quality: QualityClass, detail: str, tree: Tree | None, view: View, streams: Streams
+) -> tuple[Device, ...]:
+    """What is in the field beside the catheter. Wires, stents and bulky things come in every class alike."""
+    rng, fault = streams.of("clip devices"), streams.of("fault devices")
+    wire, stented, bulky = rng.random() < 0.12, rng.random() < 0.08, rng.random() < _BULKY_SHARE
+    found = list(plan.devices)
+    if tree is not None and (wire or quality == "partial_recording"):
+        found.append(devices.guide_wire(tree, streams.of("wire")))
+        if quality == "partial_recording" and detail.startswith("balloon"):
+            found.append(devices.balloon(tree, fault, wire=found[-1]))
+    if tree is not None and stented:
+        found.append(devices.stent(tree, streams.of("stent")))
+    whole = tree or plan.trees["LCA"]
+    if quality == "foreign_object":
+        found += devices.obstructing(whole, view, fault, share=HIDING_SHARE)
+    elif bulky:
+        found += _beside(devices.obstructing(whole, view, streams.of("bulky"), share=HIDING_SHARE), whole, view, rng)
+    return tuple(found)
+
+
+def _beside(bulky: tuple[Device, ...], tree: Tree, view: View, rng: np.random.Generator) -> list[Device]:
+    """The same things moved across the picture until they hide next to nothing of the tree, and still in the field."""
+    right, down, _ = axes(view.primary_deg, view.secondary_deg)
+    turn = rng.uniform(0, 2 * np.pi)
+    for step_mm in range(0, 150, 10):
+        for angle in turn + np.arange(8) * np.pi / 4:
+            shift = step_mm * (np.cos(angle) * right + np.sin(angle) * down)
+            moved = [
+                replace(d, lines=tuple(p + shift for p in d.lines), plates=tuple(p + shift for p in d.plates))
+                for d in bulky
+            ]
+            if devices.covered_share(moved, tree, view) <= 0.15:
+                return moved
+    return []
+
+
+def _worn(rng: np.random.Generator, bypassed: bool, site: Site) -> tuple[Device, ...]:
+    """In or on the chest in all of a patient's clips."""
+    draws = rng.random(8)
+    found: list[Device] = []
+    if bypassed or draws[0] < 0.06:
+        found.append(devices.sternal_wires(rng))
+    if bypassed:
+        found.append(devices.surgical_clips(rng))
+    if draws[1] < 0.12:
+        found += devices.pacemaker(rng, leads=1 if draws[2] < 0.3 else 2)
+    if draws[3] < 0.35:
+        found += devices.ecg_leads(rng)
+    if draws[4] < 0.06:
+        found += devices.spinal_implant(rng)
+    if draws[5] < 0.05:
+        found.append(devices.prosthetic_valve(rng))
+    if site == "unseen" and draws[6] < 0.35:
+        found += devices.unseen(rng)
+    return tuple(found)
+
+
+def _view(
+    plan: PatientPlan,
+    artery: Artery,
+    quality: QualityClass,
+    tree: Tree | None,
+    conduits: tuple[Vessel, ...],
+    elsewhere: territories.Territory | None,
+    rng: np.random.Generator,
+) -> View:
+    """The C-arm for the clip, with what matters near the middle of the field. Its name is empty away from the heart."""
+    names = list(VIEWS[artery])
+    name = names[int(rng.integers(len(names)))]
+    primary, secondary = VIEWS[artery][name]
+    if elsewhere:
+        name, primary, secondary = "", elsewhere.primary_deg, elsewhere.secondary_deg
+    primary, secondary = primary + float(rng.normal(0, 5)), secondary + float(rng.normal(0, 4))
+    source_to_patient = 0.75 * plan.source_to_detector_mm * float(rng.uniform(0.97, 1.03))
+    pitch = plan.field_mm * float(rng.choice([0.8, 0.9, 1.0, 1.15])) / plan.config.size
+    off_centre = rng.normal(0, 0.03 * plan.config.size, 2)
+    view = View(
+        name=name,
+        primary_deg=primary,
+        secondary_deg=secondary,
+        source_to_detector_mm=plan.source_to_detector_mm,
+        source_to_patient_mm=source_to_patient,
+        pitch_mm=pitch,
+        size=plan.config.size,
+        centre_px=(0.0, 0.0),
+    )
+    at, _ = project(_target(plan, artery, quality, tree, conduits), view)
+    middle = plan.config.size / 2 - at + off_centre
+    return replace(view, centre_px=(float(middle[0]), float(middle[1])))
+
+
+def _target(
+    plan: PatientPlan, artery: Artery, quality: QualityClass, tree: Tree | None, conduits: tuple[Vessel, ...]
+) -> Floats:
+    """What the operator puts in the middle, mm."""
+    if quality == "ventricle":
+        return plan.ventricle.points_N3.mean(axis=0) + np.array([0.0, 0.0, 12.0])
+    if quality == "aorta":
+        return _at(plan.aorta, 35.0)
+    vessels = conduits or (tree or plan.trees[artery]).vessels
+    low = np.min([v.points_N3.min(axis=0) for v in vessels], axis=0)
+    high = np.max([v.points_N3.max(axis=0) for v in vessels], axis=0)
+    return np.asarray((low + high) / 2)
+
+
+def _at(vessel: Vessel, mm: float) -> Floats:
+    """The point so far along a vessel."""
+    return np.asarray(vessel.points_N3[np.searchsorted(vessel.distance_N, mm)])
+
+
+def clip_facts(plan: PatientPlan, clip: int, scene: Scene) -> ClipFacts:
+    """The header of a clip, drawn from a stream of its own so that it says nothing about the class."""
+    config, study = plan.config, plan.studies[clip]
+    rng = plan.streams(clip).of("header")
+    drawn: Syntax = _draw(rng, _SYNTAXES)
+    chosen = config.syntax or drawn
+    bits = scene.detector.bits
+    if chosen == "jpeg-baseline" and bits != 8:
+        if config.syntax is not None:
+            raise ValueError("JPEG baseline holds 8 bits only")
+        chosen = "jpeg-lossless"
+    day = np.datetime64("2020-01-01") + (plan.patient * 37 + config.seed) % 1500 + 190 * study
+    minutes = 8 * 60 + (plan.patient * 53) % 480
+    start = f"{minutes // 60:02d}{minutes % 60:02d}00"
+    minutes += 2 * clip + 5
+    step_ms = 1000.0 * float(np.diff(scene.times_s).mean())
+    changed = "" if scene.quality_class == plan.clips[clip] else scene.quality_class
+    return ClipFacts(
+        patient=plan.patient,
+        study_key=f"{config.seed}/{plan.patient}" + (f"/{study}" if study else ""),
+        twin=changed,
+        series_number=clip + 1,
+        patient_id=plan.patient_id,
+        patient_sex="F" if plan.female else "M",
+        study_date=str(day).replace("-", ""),
+        study_time=start,
+        acquisition_time=f"{minutes // 60 % 24:02d}{minutes % 60:02d}{int(rng.integers(60)):02d}",
+        frame_times_ms=tuple((scene.times_s * 1000.0).tolist()),
+        use_frame_time_vector=bool(rng.random() < 0.15),
+        cine_rate=round(1000.0 / step_ms) if rng.random() < 0.7 else None,
+        primary_deg=scene.view.primary_deg,
+        secondary_deg=scene.view.secondary_deg,
+        source_to_detector_mm=scene.view.source_to_detector_mm,
+        source_to_patient_mm=scene.view.source_to_patient_mm,
+        imager_pixel_spacing_mm=scene.view.pitch_mm,
+        bits=bits,
+        monochrome1=False,  # PS3.3 C.8.7.1 allows MONOCHROME2 alone
+        syntax=chosen,
+        kvp=round(float(rng.uniform(65, 100)), 1),
+        tube_current_ma=int(rng.integers(400, 800)),
+        exposure_ms=int(rng.integers(4, 10)),
+    )
+
+
+def _draw(rng: np.random.Generator, choices: tuple[tuple[_T, float], ...]) -> _T:
+    """One of (value, probability)."""
+    return choices[int(rng.choice(len(choices), p=[p for _, p in choices]))][0]
