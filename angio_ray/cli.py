@@ -126,9 +126,9 @@ def phantom(
     size:
         Rows and columns, px.
     frames:
-        Fewest and most frames of a clip, as 60-120 or as 60 120. Default: 60-120, for calcium 180-220.
+        Fewest and most frames of a clip, as 60-120 or as 60 120; 60 is 60-60. Default: 60-120, for calcium 180-220.
     clips:
-        Fewest and most clips of a patient.
+        Fewest and most clips of a patient, in the same ways.
     fps:
         Frames per second. Default: 15 mostly, others at times.
     syntax:
@@ -145,25 +145,64 @@ def phantom(
     workers:
         Processes; the bytes do not depend on it. Default: one per processor.
     """
-    from concurrent.futures.process import BrokenProcessPool
-
     from angio_ray.phantom import generate
-    from angio_ray.scoring.config import RunError
 
     begun = time.monotonic()
-    with _argument_errors():
-        try:
-            labels = generate(
-                out, patients=patients, seed=seed, size=size, frames=frames, clips=clips, fps=fps, syntax=syntax,
-                unsatisfactory=unsatisfactory, protocol=protocol, site=site, workers=workers,
-                twins=tuple(name.strip() for name in twins.split(",") if name.strip()),
-            )  # fmt: skip
-        except BrokenProcessPool:
-            raise RunError("a worker process ended (killed for memory?); fewer --workers need less", 1) from None
+    with _argument_errors(), _unfinished_sets():
+        labels = generate(
+            out, patients=patients, seed=seed, size=size, frames=frames, clips=clips, fps=fps, syntax=syntax,
+            unsatisfactory=unsatisfactory, protocol=protocol, site=site, workers=workers,
+            twins=tuple(name.strip() for name in twins.split(",") if name.strip()),
+        )  # fmt: skip
     seconds, shown = time.monotonic() - begun, sum(labels["num_frames"].to_pylist())
     Console(stderr=True, highlight=False, soft_wrap=True).print(
         f"{len(labels):,} synthetic clips of {patients:,} patients in {out} "
         f"({shown:,} frames, {shown / seconds:.0f} frames/s, {seconds:.0f} s)"
+    )
+    return 0
+
+
+@app.command
+def phantom_ct(
+    out: str,
+    *,
+    patients: int = 6,
+    seed: int = 0,
+    size: int = 256,
+    rotations: int = 50,
+    kind: Literal["curved", "straightened"] = "curved",
+    workers: int | None = None,
+) -> int:
+    """Make synthetic curved reformations of coronary CT with report texts, and truth.parquet.
+
+    Parameters
+    ----------
+    out:
+        Folder or s3:// prefix for the pictures.
+    patients:
+        How many patients, each with a few branches and one report.
+    seed:
+        The same seed gives the same bytes.
+    size:
+        Rows and columns of a picture, px.
+    rotations:
+        Pictures of a branch over 180 degrees.
+    kind:
+        curved, or straightened.
+    workers:
+        Processes; the bytes do not depend on it. Default: one per processor.
+    """
+    from angio_ray.phantom.reformations import generate_reformations
+
+    begun = time.monotonic()
+    with _argument_errors(), _unfinished_sets():
+        truth = generate_reformations(
+            out, patients=patients, seed=seed, size=size, rotations=rotations, kind=kind, workers=workers
+        )
+    seconds, pictures = time.monotonic() - begun, sum(truth["rotations"].to_pylist())
+    Console(stderr=True, highlight=False, soft_wrap=True).print(
+        f"{pictures:,} synthetic reformations of {len(truth):,} branches of {patients:,} patients in {out} "
+        f"({pictures / seconds:.0f} pictures/s, {seconds:.0f} s)"
     )
     return 0
 
@@ -179,7 +218,8 @@ def demo(*, out: Path = Path("demo")) -> int:
     """
     from angio_ray.demo import demo as run_demo
 
-    return run_demo(out)
+    with _unfinished_sets():
+        return run_demo(out)
 
 
 @app.command
@@ -303,6 +343,18 @@ def _argument_errors() -> Iterator[None]:
         raise ConfigError(str(error)) from error
 
 
+@contextmanager
+def _unfinished_sets() -> Iterator[None]:
+    """A phantom's set that was begun and not finished: exit code 1."""
+    from angio_ray.phantom.workers import Unfinished
+    from angio_ray.scoring.config import RunError
+
+    try:
+        yield
+    except Unfinished as error:
+        raise RunError(str(error), 1) from error
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit code. What the user can mend is one line on standard error, never a traceback."""
     # read when Ray is imported: a thread of Ray Data that outlives the run's own cluster must not join (or start) another
@@ -342,15 +394,16 @@ def job(argv: Sequence[str]) -> int:
 
 
 def _with_ranges(argv: Sequence[str]) -> list[str]:
-    """The arguments with each range of the phantom's as two: --frames 60-120 is --frames 60 120."""
+    """The arguments with each range of the phantom's as two: --frames 60-120 is --frames 60 120, and --frames 60 is 60 60."""
     if not argv or argv[0] != "phantom":
         return list(argv)
     given: list[str] = []
-    for word in argv:
+    for word, after in zip(argv, [*argv[1:], ""], strict=True):
         option, _, value = word.partition("=") if word.startswith(("--frames=", "--clips=")) else ("", "", word)
-        bounds = re.fullmatch(r"(\d+)-(\d+)", value)
-        if bounds and (option or given[-1] in ("--frames", "--clips")):
-            given += [option, *bounds.groups()] if option else bounds.groups()
+        bounds = re.fullmatch(r"(\d+)(?:-(\d+))?", value)
+        if bounds and (option or given[-1] in ("--frames", "--clips")) and (bounds[2] or not after.isdigit()):
+            given += [option] if option else []
+            given += [bounds[1], bounds[2] or bounds[1]]
         else:
             given.append(word)
     return given

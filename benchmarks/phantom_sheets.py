@@ -19,7 +19,9 @@ import numpy as np
 import pydicom
 from numpy.typing import NDArray
 
+from angio_ray.phantom.ct_scan import draw_heart
 from angio_ray.phantom.planning import PhantomConfig, plan_patient, plan_scene
+from angio_ray.phantom.reformations import Workstation, draw_branch
 from angio_ray.phantom.render import render
 from angio_ray.phantom.scene import UNSATISFACTORY, QualityClass, Scene
 
@@ -79,6 +81,15 @@ def real(folder: Path) -> list[Picture]:
     return tiles
 
 
+def ct_tiles(seed: int, count: int = 8) -> list[Picture]:
+    """Rotations of the most diseased branch of a synthetic CT."""
+    heart = draw_heart(np.random.default_rng(seed))
+    branch = max(heart.branches, key=lambda b: max((lesion.percent for lesion in b.lesions), default=0))
+    station = Workstation.draw(np.random.default_rng(seed))
+    pictures = draw_branch(heart, branch, station, patient_id="PHANTOM", size=TILE, rotations=count)
+    return [shown(p.picture_HW[None], 0, f"{branch.name}, {p.angle_deg:.0f} degrees") for p in pictures]
+
+
 def main(argv: list[str] | None = None) -> int:
     """Command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
@@ -94,6 +105,7 @@ def main(argv: list[str] | None = None) -> int:
     write(args.out / "over_time.jpg", pair, 8)
     unseen = replace(CONFIG, site="unseen", seed=78)
     write(args.out / "unseen_site.jpg", [fullest(s) for s in scenes("satisfactory", 0, 8, unseen)], 4)
+    write(args.out / "ct.jpg", [tile for seed in (1, 2, 3) for tile in ct_tiles(seed)], 8)
     if args.real:
         write(args.out / "real.jpg", [*real(args.real), *(fullest(s) for s in scenes("satisfactory", 40, 8))], 8)
     return 0

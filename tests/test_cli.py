@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -10,6 +11,8 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import KW_ONLY, fields
 from pathlib import Path
 
@@ -70,7 +73,7 @@ def help_of(command: Sequence[str], capsys: pytest.CaptureFixture[str]) -> str:
 
 def test_the_commands_are_those_of_the_contract() -> None:
     assert {" ".join(command) for command in COMMANDS} >= {
-        "score", "index", "sql", "phantom", "demo", "models", "doctor", "compare",
+        "score", "index", "sql", "phantom", "phantom-ct", "demo", "models", "doctor", "compare",
         "tables compact", "tables vacuum", "tables upgrade",
     }  # fmt: skip
 
@@ -150,15 +153,19 @@ SCORE = ["score", "clips", "--tables", "new", "--run", "r"]
         (["compare", "a", "b", "--tables", "absent"], "there is no table runs"),
         (["compare", "a", "b", "--tables", "tables", "--task", "x"], "no task 'x' to compare"),
         (["models", "--nets", "nonsense"], "unknown net nonsense; there is r18_2d"),
-        (["phantom", "new", "--patients", "0"], "patients and clips must be at least 1"),
+        (["phantom", "new", "--patients", "0"], "patients must be at least 1"),
         (["phantom", "new", "--frames", "9", "3"], "frames must be (fewest, most)"),
         (["phantom", "new", "--frames", "9-3"], "frames must be (fewest, most)"),
-        (["phantom", "new", "--clips=3-2"], "patients and clips must be at least 1"),
+        (["phantom", "new", "--frames", "3"], "frames must be (fewest, most)"),
+        (["phantom", "new", "--clips=3-2"], "clips (fewest, most)"),
         (["phantom", "new", "--protocol", "x"], "protocol must be default or calcium"),
         (["phantom", "new", "--site", "x"], "site must be seen or unseen"),
         (["phantom", "new", "--twins", "no_contrast,nonsense"], "twins: unknown nonsense; there is "),
         (["phantom", "new", "--workers", "0"], "workers must be at least 1"),
         (["phantom", "gs://bucket/new"], "gs:// is not supported"),
+        (["phantom", ""], "an empty path"),
+        (["phantom", "clips"], "clips holds patients of another set"),
+        (["phantom-ct", "new", "--rotations", "0"], "rotations must be 1 to 100"),
         (["tables", "compact", "--tables", "absent"], "there is no table runs"),
         (["tables", "compact", "--tables", "tables", "--run", "x"], "there is no run x"),
         (["tables", "vacuum", "--tables", "tables", "--hours", "1"], "vacuum keeps at least 168 hours"),
@@ -169,8 +176,8 @@ SCORE = ["score", "clips", "--tables", "new", "--run", "r"]
 def test_what_cannot_be_is_one_line(
     argv: list[str], says: str, tables: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    (tmp_path / "clips").mkdir()
-    (tmp_path / "clips" / "a.dcm").write_bytes(b"x")
+    (tmp_path / "clips" / "patient_0000").mkdir(parents=True)
+    (tmp_path / "clips" / "patient_0000" / "a.dcm").write_bytes(b"x")
     assert says in complaint(argv, capsys)
     assert made(tmp_path) == []
 
@@ -181,7 +188,7 @@ def test_every_reason_may_be_retried() -> None:
 
 
 def test_phantom_says_what_it_made_and_how_fast(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    size = ["--size", "64", "--frames", "24-24", "--clips=2-2", "--patients", "1", "--fps", "15"]
+    size = ["--size", "64", "--frames", "24", "--clips=2", "--patients", "1", "--fps", "15"]
     assert main(["phantom", "new", *size, "--twins", "no_contrast, poor_engagement", "--workers", "1"]) == 0
     out, err = capsys.readouterr()
     assert out == ""
@@ -189,6 +196,31 @@ def test_phantom_says_what_it_made_and_how_fast(tmp_path: Path, capsys: pytest.C
     assert len(list(tmp_path.glob("new/*/clip_0[01]*.dcm"))) == 4
     assert len(list(tmp_path.glob("new/*/clip_0?.poor_engagement.*"))) == 2
     assert (tmp_path / "new" / "labels.parquet").is_file()
+
+
+def test_a_set_that_a_full_disk_stops_is_unfinished_and_the_file_is_named(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def full(path: Path, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    line = complaint(["phantom", "new", "--size", "32", "--frames", "8", "--clips", "1", "--workers", "1"], capsys, 1)
+    assert "not finished" in line
+    assert "new/patient_0000/clip_00" in line
+
+
+@pytest.mark.parametrize("command", ["phantom", "phantom-ct"])
+def test_a_set_that_loses_a_worker_is_unfinished(
+    command: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def killed(*_: object) -> None:
+        raise BrokenProcessPool
+
+    monkeypatch.setattr(ProcessPoolExecutor, "submit", killed)
+    line = complaint([command, "new", "--workers", "2"], capsys, 1)
+    assert "a worker process ended" in line
+    assert "fewer workers need less" in line
 
 
 def test_an_empty_folder(bundles: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

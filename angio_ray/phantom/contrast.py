@@ -69,11 +69,11 @@ def curves(scene: Scene) -> Curves:
 
 
 def mean_by_volume(vessels: Iterable[Vessel], concentrations: dict[str, Floats], frames: int) -> Floats:
-    """Mean concentration per frame over all vessels' lumen, (T,)."""
+    """Mean concentration per frame over the lumen that contrast can get to, (T,): beyond an occlusion nothing counts."""
     total, volume = np.zeros(frames), 0.0
     for vessel in vessels:
         length = np.linalg.norm(np.gradient(vessel.points_N3, axis=0), axis=1)
-        part = vessel.radius_N**2 * length
+        part = vessel.radius_N**2 * length * (1.0 if vessel.supply_N is None else vessel.supply_N > 0)
         total += concentrations[vessel.name] @ part
         volume += float(part.sum())
     return np.minimum(total / max(volume, 1e-9), 1.0)

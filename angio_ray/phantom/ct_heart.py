@@ -10,7 +10,9 @@ patient). Grades: CAD-RADS, Cury et al., J Cardiovasc Comput Tomogr 2016; 10:269
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -111,6 +113,11 @@ class Branch:
         """The worst plaque's kind; "none" without one."""
         return self.worst.plaque if self.worst else "none"
 
+    @property
+    def calcified(self) -> bool:
+        """Calcium in any of its plaques, the worst or not."""
+        return any(lesion.plaque != "soft" for lesion in self.lesions)
+
 
 @dataclass(frozen=True)
 class Line:
@@ -123,6 +130,20 @@ class Line:
 def grade(percent: float) -> int:
     """CAD-RADS of a narrowing in percent, 0 to 5."""
     return int(np.searchsorted((0, 25, 50, 70, 100), percent, side="right")) - (percent == 0)
+
+
+def upstream_percent(branch: Branch, branches: Iterable[Branch]) -> int:
+    """The worst narrowing on a branch's path before its own course: its parents show only up to where it leaves them."""
+    parents = sorted((b for b in branches if b.name in branch.upstream), key=lambda b: b.start)
+    return max(
+        (
+            lesion.percent
+            for parent, following in pairwise([*parents, branch])
+            for lesion in parent.lesions
+            if lesion.at_mm - lesion.length_mm / 2 < STEP_MM * (following.start - parent.start)  # the same way so far
+        ),
+        default=0,
+    )
 
 
 def draw_lesions(branch: Branch, rng: np.random.Generator, *, likely: float = 0.5) -> tuple[Lesion, ...]:

@@ -58,7 +58,6 @@ class CtHeart:
     artefact: Artefact
     shift_Z2: Floats
     """How far the artefact moved each slice, x and y mm."""
-    noise_hu: float
 
 
 def draw_heart(rng: np.random.Generator, *, diseased: float = 0.7, voxel_mm: float = VOXEL_MM) -> CtHeart:
@@ -101,7 +100,7 @@ def scan_heart(
     for twig in twigs:
         _paint_tube(volume, twig, contrast_hu * 0.9)
     _paint_branches(volume, branches, contrast_hu)
-    noise_hu = float(rng.uniform(14, 38))
+    noise_hu = rng.uniform(14, 38)
     sigma = float(rng.uniform(0.75, 1.05))  # voxels: a kernel between sharp and smooth
     white = np.float32(noise_hu * (2 * np.sqrt(np.pi) * sigma) ** 1.5)
     for plane in hu:
@@ -115,7 +114,6 @@ def scan_heart(
         dominance=dominance,
         artefact=artefact,
         shift_Z2=_spoil(volume, artefact, rng),
-        noise_hu=noise_hu,
     )
 
 

@@ -24,8 +24,8 @@ CatheterStyle = Literal["left", "right", "left amplatz", "right amplatz", "extra
 Access = Literal["femoral", "right radial", "left radial"]
 ACCESSES: tuple[Access, ...] = get_args(Access)
 
-HIDING_ATTENUATION = 0.5
-"""What is denser than this hides a filled vessel behind it ..."""
+HIDING_ATTENUATION = 3.0
+"""What is denser than this hides a filled vessel behind it: what little passes drowns in scatter and noise ..."""
 HIDING_WIDTH_MM = 1.5
 """... and is wider than this: on both sides of a wire the vessel still shows."""
 
@@ -459,7 +459,7 @@ def pacemaker(rng: np.random.Generator, *, leads: int = 2) -> tuple[Device, ...]
         lines.append(atrium)
         tips += [atrium[-4:], atrium[-14:-11]]
     return (
-        Device(name="pacemaker", plates=(_case(can, 48, 42, rng),), attenuation=rng.uniform(2.5, 3.5)),
+        Device(name="pacemaker", plates=(_case(can, 48, 42, rng),), attenuation=rng.uniform(5.0, 6.5)),
         Device(name="pacemaker leads", lines=tuple(lines), width_mm=rng.uniform(1.5, 2.1), attenuation=0.4, moves=0.8),
         Device(name="pacemaker electrodes", lines=tuple(tips), width_mm=2.2, attenuation=0.7, moves=0.8),
     )
@@ -573,7 +573,7 @@ def icd_coil(rng: np.random.Generator) -> tuple[Device, ...]:
         coils.append(lead[(from_tip > 165) & (from_tip < 225)])
     can = np.array([72.0, -88.0, 98.0]) + rng.normal(0, 5, 3)
     return (
-        Device(name="ICD", plates=(_case(can, 72, 62, rng),), attenuation=3.0),
+        Device(name="ICD", plates=(_case(can, 72, 62, rng),), attenuation=5.5),
         Device(name="ICD lead", lines=(lead,), width_mm=2.2, attenuation=0.35, moves=0.8),
         Device(name="ICD coils", lines=tuple(coils), width_mm=2.8, attenuation=0.9, moves=0.8),
     )
@@ -656,21 +656,21 @@ def balloon_pump(rng: np.random.Generator) -> tuple[Device, ...]:
 
 
 def covered_share(devices: Iterable[Device], tree: Tree, view: View) -> float:
-    """Share of the tree's centreline in the picture, by length, that something dense and wide hides, 0..1."""
-    hidden = _shadow(devices, view)
+    """Share of the tree in the picture, by length times width, that something dense and wide hides, 0..1."""
+    hidden = hidden_mask(devices, view)
     total, covered = 0.0, 0.0
     for vessel in tree.vessels:
         xy, _ = project(vessel.points_N3, view)
         column, row = np.round(xy).astype(int).T
         inside = (column >= 0) & (row >= 0) & (column < view.size) & (row < view.size)
-        length = np.gradient(path_mm(vessel.points_N3))
-        total += float(length[inside].sum())
-        covered += float(length[inside][hidden[row[inside], column[inside]] > 0].sum())
+        area = np.gradient(path_mm(vessel.points_N3)) * vessel.radius_N
+        total += float(area[inside].sum())
+        covered += float(area[inside][hidden[row[inside], column[inside]]].sum())
     return covered / total if total else 0.0
 
 
-def _shadow(devices: Iterable[Device], view: View) -> NDArray[np.uint8]:
-    """Where dense things lie in the picture, 1 there."""
+def hidden_mask(devices: Iterable[Device], view: View) -> NDArray[np.bool_]:
+    """Where something dense and wide lies in the picture, (H, W)."""
     picture = np.zeros((view.size, view.size), np.uint8)
     for device in devices:
         if device.attenuation < HIDING_ATTENUATION:
@@ -681,7 +681,7 @@ def _shadow(devices: Iterable[Device], view: View) -> NDArray[np.uint8]:
             xy, scale = project(line, view)
             width = max(1, round(device.width_mm * float(scale.mean())))
             cv2.polylines(picture, [np.round(xy).astype(np.int32)], False, 1, width)
-    return picture
+    return picture > 0
 
 
 Obstruction = Literal["generator", "spinal plates", "plate electrode", "arm", "apron", "table rail"]
@@ -699,7 +699,7 @@ _OBSTRUCTION_SHARES: dict[Obstruction, float] = {
 def obstructing(
     tree: Tree, view: View, rng: np.random.Generator, share: float, *, kind: Obstruction | None = None
 ) -> tuple[Device, ...]:
-    """A foreign object so placed that it hides at least `share` of the tree's centreline in this view at rest.
+    """A foreign object so placed that it hides at least `share` of the tree in this view at rest.
 
     It is enlarged from its usual size until it does, within reason; a kind that cannot do it gives way to another.
     """
@@ -763,7 +763,7 @@ def _generator(spot: _Spot, size: float, rng: np.random.Generator) -> tuple[Devi
     loop = [start, start + 30 * x - 25 * y, start - 20 * x - 60 * y, start - 90 * x - 100 * y]
     lead = course(np.array(loop) + lead_rng.normal(0, 6, (4, 3)))
     return (
-        Device(name="pulse generator", plates=tuple(cases), attenuation=rng.uniform(2.5, 3.6)),
+        Device(name="pulse generator", plates=tuple(cases), attenuation=rng.uniform(5.0, 6.5)),
         Device(name="generator's header", plates=(header,), attenuation=0.25),
         Device(name="generator's lead", lines=(lead,), width_mm=1.9, attenuation=0.4),
     )
@@ -790,9 +790,9 @@ def _spinal_plates(spot: _Spot, size: float, rng: np.random.Generator) -> tuple[
         cages.append(_plate(centre + 14 * spot.towards, side, up, gap * 0.8 * size, min(10.5 * size, 0.43 * pitch)))
     wide = 6.0 * size
     return (
-        Device(name="spinal rods", lines=tuple(rods), width_mm=wide, attenuation=2.2),
-        Device(name="pedicle screws", lines=tuple(screws), width_mm=wide + 1.5, attenuation=1.2),
-        Device(name="vertebral cages", plates=tuple(cages), attenuation=rng.uniform(1.8, 2.6)),
+        Device(name="spinal rods", lines=tuple(rods), width_mm=wide, attenuation=5.5),
+        Device(name="pedicle screws", lines=tuple(screws), width_mm=wide + 1.5, attenuation=5.5),
+        Device(name="vertebral cages", plates=tuple(cages), attenuation=rng.uniform(5.0, 6.5)),
     )
 
 
@@ -806,7 +806,7 @@ def _plate_electrode(spot: _Spot, size: float, rng: np.random.Generator) -> tupl
     cable = course(np.array([centre, centre + 50 * x + 30 * y, centre + 110 * x + 20 * y + 10 * spot.towards]))
     return (
         Device(name="electrode rim", plates=(outline,), attenuation=0.12, breathes=True),
-        Device(name="electrode plate", plates=(foil,), attenuation=rng.uniform(1.8, 2.6), breathes=True),
+        Device(name="electrode plate", plates=(foil,), attenuation=rng.uniform(5.0, 6.5), breathes=True),
         Device(name="electrode cable", lines=(cable,), width_mm=3.5, attenuation=0.3, breathes=True),
     )
 
@@ -826,7 +826,7 @@ def _arm(spot: _Spot, size: float, rng: np.random.Generator) -> tuple[Device, ..
     return (
         Device(name="arm", plates=(flesh,), attenuation=0.7),
         Device(name="bone of the arm", lines=(bone,), width_mm=20.0, attenuation=0.8),
-        Device(name="arm board", plates=(board,), attenuation=1.2),
+        Device(name="arm board", plates=(board,), attenuation=5.0),
     )
 
 
@@ -840,7 +840,7 @@ def _apron(spot: _Spot, size: float, rng: np.random.Generator) -> tuple[Device, 
     wave = 4 * np.sin(across / 35 + rng.uniform(0, 6)) + 2 * np.sin(across / 13)
     edge = spot.at(0, 0, 115.0) + (reach + wave) * inward + across * side
     outline = np.vstack([edge, (edge - 300 * inward)[::-1]])
-    return (Device(name="lead apron", plates=(outline,), attenuation=rng.uniform(2.0, 4.0)),)
+    return (Device(name="lead apron", plates=(outline,), attenuation=rng.uniform(5.0, 6.5)),)
 
 
 def _table_rail(spot: _Spot, size: float, rng: np.random.Generator) -> tuple[Device, ...]:
@@ -852,7 +852,7 @@ def _table_rail(spot: _Spot, size: float, rng: np.random.Generator) -> tuple[Dev
     half = 24.0 * size
     bolts = tuple(_disc(middle + at * way, 7.0, way, side) for at in (-60.0, 0.0, 60.0))
     return (
-        Device(name="table rail", plates=(_plate(middle, way, side, 260.0, half),), attenuation=rng.uniform(2.0, 3.4)),
+        Device(name="table rail", plates=(_plate(middle, way, side, 260.0, half),), attenuation=rng.uniform(5.0, 6.5)),
         Device(name="rail bolts", plates=bolts, attenuation=1.0),
     )
 

@@ -60,6 +60,7 @@ class ClipFacts:
     frame_times_ms: tuple[float, ...]
     """Start of each frame."""
     use_frame_time_vector: bool
+    """Unless the vector is longer than the file format can hold (64 kB)."""
     cine_rate: int | None
     primary_deg: float
     secondary_deg: float
@@ -169,7 +170,7 @@ def _header(facts: ClipFacts, num_frames: int, rows: int, columns: int) -> Datas
     ds.StudyDescription = facts.study_description
     ds.SeriesInstanceUID = uid(*_series_key(facts))
     ds.SeriesNumber = facts.series_number
-    ds.Laterality = ""
+    ds.Laterality = ""  # unknown, as the body part is: named, it would tell the class (groins are unsatisfactory)
     ds.Manufacturer = MANUFACTURER
     ds.ManufacturerModelName = facts.model_name
     ds.SoftwareVersions = f"angio_ray {__version__}"
@@ -191,9 +192,10 @@ def _time(ds: Dataset, facts: ClipFacts, num_frames: int) -> None:
     """Modules multi-frame and cine."""
     ds.NumberOfFrames = num_frames
     steps = np.diff(facts.frame_times_ms)
-    if facts.use_frame_time_vector:
+    vector = [0.0, *(round(float(step), 3) for step in steps)]
+    if facts.use_frame_time_vector and len("\\".join(map(str, vector))) < 2**16 - 1:  # an element of text holds no more
         ds.FrameIncrementPointer = 0x00181065
-        ds.FrameTimeVector = [0.0, *(round(float(step), 3) for step in steps)]
+        ds.FrameTimeVector = vector
     else:
         ds.FrameIncrementPointer = 0x00181063
         ds.FrameTime = round(float(steps.mean()), 4) if len(steps) else 0.0
@@ -219,9 +221,9 @@ def _x_ray(ds: Dataset, facts: ClipFacts, rows: int, columns: int) -> None:
     field_mm = [round(n * facts.imager_pixel_spacing_mm) for n in (rows, columns)]
     ds.FieldOfViewDimensions = field_mm if facts.field_shape == "RECTANGLE" else field_mm[:1]
     ds.ImagerPixelSpacing = [round(facts.imager_pixel_spacing_mm, 5)] * 2
-    ds.DistanceSourceToDetector = round(facts.source_to_detector_mm, 1)
-    ds.DistanceSourceToPatient = round(facts.source_to_patient_mm, 1)
-    ds.EstimatedRadiographicMagnificationFactor = round(facts.source_to_detector_mm / facts.source_to_patient_mm, 4)
+    to_detector, to_patient = round(facts.source_to_detector_mm, 1), round(facts.source_to_patient_mm, 1)
+    ds.DistanceSourceToDetector, ds.DistanceSourceToPatient = to_detector, to_patient
+    ds.EstimatedRadiographicMagnificationFactor = round(to_detector / to_patient, 4)
     ds.PositionerMotion = "STATIC"
     ds.PositionerPrimaryAngle = round(facts.primary_deg, 1)
     ds.PositionerSecondaryAngle = round(facts.secondary_deg, 1)

@@ -116,7 +116,7 @@ def add_calcification(
         kind=kind,
         lines=lines,
         width_mm=float(rng.uniform(0.6, 1.3) if kind == "specks" else rng.uniform(0.4, 0.8)),
-        attenuation=float(np.exp(rng.uniform(np.log(0.05), np.log(0.35)))),
+        attenuation=float(np.exp(rng.uniform(np.log(0.12), np.log(0.5)))),
     )
     return replace(tree, calcifications=(*tree.calcifications, calcium))
 
@@ -225,6 +225,8 @@ def _lesion(tree: Tree, segment: str, p_occlusion: float, rng: np.random.Generat
     if not free:
         return tree
     total = segment != "LM" and bool(rng.random() < p_occlusion)
+    # an artery closed at its very beginning shows nothing: such a run could not be told from a poorly engaged catheter
+    total = total and not (segment == "RCA" and free[0] < 0.3 * path)
     percent = float(np.clip(20 + 79 * rng.beta(1.5, 1.2), 20, 99))
     return add_stenosis(
         tree,

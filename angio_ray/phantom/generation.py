@@ -2,35 +2,30 @@
 
 Each clip is a function of the configuration, the patient's number and the clip's: workers plan for themselves, and the
 bytes do not depend on how many there are. Memory does not grow with the set, but for the labels' rows. `labels.parquet`
-is written last: a folder without one holds an interrupted set, and the same call makes it anew.
+is written last: a folder without one holds an interrupted set, and the same call makes it anew. `phantom.json` says
+what the set is made with: a call for another set refuses the folder as long as patients of this one are in it.
 """
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import asdict, replace
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import cv2
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from angio_ray.phantom import contrast, truth
 from angio_ray.phantom.dicom_writer import sop_instance_uid, write_xa
 from angio_ray.phantom.planning import PatientPlan, PhantomConfig, clip_facts, plan_patient, plan_scene
 from angio_ray.phantom.render import render
 from angio_ray.phantom.scene import QualityClass, Rendered, Scene
-from angio_ray.phantom.workers import in_order, put, storage
+from angio_ray.phantom.workers import make_set, put
 
 LABELS_NAME = "labels.parquet"
-_CHUNK_ROWS = 1000
-"""Labels that are kept as Python objects, before they become an Arrow batch."""
-
-_log = logging.getLogger(__name__)
 _Job = tuple[int, tuple[int, ...]]
 """A patient, and which of the clips (some may not exist: how many there are shows when the patient is planned)."""
 
@@ -38,7 +33,7 @@ _Job = tuple[int, tuple[int, ...]]
 def generate(out: str | Path, *, workers: int | None = None, **config: Any) -> pa.Table:
     """Write clips as `patient_XXXX/clip_XX.dcm` with `.truth.npz` beside, and `labels.parquet`, into a folder or bucket.
 
-    A counterfactual (`twins`) is `clip_XX.CLASS.dcm`. What a rerun makes anew replaces what was there.
+    A counterfactual (`twins`) is `clip_XX.CLASS.dcm`. What the same call made there before is replaced.
 
     Parameters
     ----------
@@ -59,39 +54,17 @@ def generate(out: str | Path, *, workers: int | None = None, **config: Any) -> p
     ValueError
         A field out of its range.
     angio_ray.storage.StorageUnavailable
-        A bucket that cannot be written to.
+        A place that cannot be written, or holds patients of another set.
+    angio_ray.phantom.workers.Unfinished
+        A full disk, a store that went away, a killed worker: the same call makes the set anew.
     """
     cfg = PhantomConfig(**config)
     if workers is None:
         workers = 1 if cfg.patients * cfg.clips[1] <= 8 else len(os.sched_getaffinity(0))
     if workers < 1:
         raise ValueError("workers must be at least 1")
-    place = str(out)
-    if "://" in place:
-        storage(place).probe_write()
-    else:
-        Path(place, LABELS_NAME).unlink(missing_ok=True)
-    batches: list[pa.RecordBatch] = []
-    rows: list[dict[str, Any]] = []
-    try:
-        for made in in_order(partial(write_patient, place, cfg), _jobs(cfg, workers), workers):
-            rows += made
-            if len(rows) >= _CHUNK_ROWS:
-                batches.append(pa.RecordBatch.from_pylist(rows, truth.LABELS))
-                rows = []
-                _log.info("%s clips so far", f"{sum(len(batch) for batch in batches):,}")
-    except BaseException:
-        done = len(rows) + sum(len(batch) for batch in batches)
-        _log.warning(
-            "stopped after %s clips; no %s was written: the same command begins anew", f"{done:,}", LABELS_NAME
-        )
-        raise
-    batches.append(pa.RecordBatch.from_pylist(rows, truth.LABELS))
-    labels = pa.Table.from_batches(batches, truth.LABELS).combine_chunks()
-    sink = pa.BufferOutputStream()
-    pq.write_table(labels, sink, compression="zstd")
-    put(place, LABELS_NAME, sink.getvalue().to_pybytes())
-    return labels
+    make = partial(write_patient, str(out), cfg)
+    return make_set(str(out), LABELS_NAME, truth.LABELS, asdict(cfg), make, _jobs(cfg, workers), workers)
 
 
 def render_clip(plan: PatientPlan, clip: int, quality: QualityClass | None = None) -> tuple[Scene, Rendered]:

@@ -8,7 +8,8 @@ counterfactual. Knows nothing of how a scene is drawn or written.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+import hashlib
+from dataclasses import asdict, dataclass, replace
 from typing import Literal, TypeVar
 
 import numpy as np
@@ -46,10 +47,14 @@ _SHORT_SHARE = {"puncture_check": 0.5, "satisfactory": 0.14}
 """Share of short runs; 0.1 for the rest. A look at the puncture site is short more often, and satisfactory runs are short
 as often as unsatisfactory ones on the whole, so that the length tells nothing."""
 _SHORT_FRAMES = 24
-_BULKY_SHARE = 0.08
-"""Of all clips: something large lies in the field. What it hides decides the class, not that it is there."""
+_BULKY_SHARE = {"satisfactory": 0.15}
+"""Share of clips with something large in the field; 0.08 for the rest, beside the foreign objects. What it hides decides
+the class, not that it is there."""
 HIDING_SHARE = 0.6
-"""Share of the tree's length that a foreign object hides at least in a clip of that class; at most 0.15 in others."""
+"""Share of the tree's length that a foreign object hides at least in a clip of that class; at most `_BESIDE_SHARE` in others."""
+_BESIDE_SHARE = 0.15
+_IN_FIELD = 0.9
+"""Share of the larger vessels that a coronary run's field holds."""
 _TERRITORIES: dict[Site, tuple[territories.TerritoryName, ...]] = {
     "seen": ("femoral", "radial", "renal", "mammary"),
     "unseen": ("femoral", "radial", "renal", "mammary", "iliac", "cerebral"),
@@ -83,10 +88,12 @@ class PhantomConfig:
     """For each satisfactory clip also its counterfactuals: same patient, beats and noise, and this fault."""
 
     def __post_init__(self) -> None:
-        if self.patients < 1 or not 1 <= self.clips[0] <= self.clips[1]:
-            raise ValueError("patients and clips must be at least 1, and clips (fewest, most)")
-        if self.frames is not None and not 4 <= self.frames[0] <= self.frames[1]:
-            raise ValueError("frames must be (fewest, most) and at least 4")
+        if self.patients < 1 or not 1 <= self.clips[0] <= self.clips[1] <= 99:
+            raise ValueError("patients must be at least 1, and clips (fewest, most) from 1 to 99")
+        if not 0 <= self.seed < 2**32:
+            raise ValueError("seed must be 0 to 4294967295")
+        if self.frames is not None and not 4 <= self.frames[0] <= self.frames[1] <= 2000:
+            raise ValueError("frames must be (fewest, most) from 4 to 2000")
         if not 32 <= self.size <= 2048:
             raise ValueError("size must be 32 to 2048 px")
         if self.unsatisfactory is not None and not 0 <= self.unsatisfactory <= 1:
@@ -102,6 +109,19 @@ class PhantomConfig:
         unknown = set(self.twins) - set(UNSATISFACTORY)
         if unknown:
             raise ValueError(f"twins: unknown {', '.join(sorted(unknown))}; there is {', '.join(UNSATISFACTORY)}")
+
+    @property
+    def name(self) -> str:
+        """What the patients and UIDs of this set are named after: two sets of one seed share none of them."""
+        drawn = {key: value for key, value in asdict(self).items() if key not in ("patients", "seed", "twins")}
+        if drawn == {key: value for key, value in asdict(PhantomConfig()).items() if key in drawn}:
+            return str(self.seed)
+        return f"{self.seed}-{hashlib.sha256(repr(sorted(drawn.items())).encode()).hexdigest()[:6]}"
+
+    @property
+    def key(self) -> tuple[int, ...]:
+        """Where all random streams of this set begin: another site has other patients, also at the same seed."""
+        return (self.seed, *((1,) if self.site == "unseen" else ()))
 
     @property
     def frame_range(self) -> tuple[int, int]:
@@ -147,16 +167,16 @@ class PatientPlan:
     @property
     def patient_id(self) -> str:
         """PatientID in the headers."""
-        return f"PHANTOM-{self.config.seed}-{self.patient:05d}"
+        return f"PHANTOM-{self.config.name}-{self.patient:05d}"
 
     def streams(self, clip: int) -> Streams:
         """The random streams of one clip: the same whoever renders it and in whatever order."""
-        return Streams(key=(self.config.seed, self.patient, clip + 1))
+        return Streams(key=(*self.config.key, self.patient, clip + 1))
 
 
 def plan_patient(config: PhantomConfig, patient: int) -> PatientPlan:
     """Draw a patient. Both classes are in each study when it has two clips or more and the share is neither 0 nor 1."""
-    streams = Streams(key=(config.seed, patient, 0))
+    streams = Streams(key=(*config.key, patient, 0))
     body, heart, lab = streams.of("body"), streams.of("heart"), streams.of("laboratory")
     female = bool(body.random() < 0.4)
     trees = anatomy.grow_trees(streams.of("trees"), female=female)
@@ -179,11 +199,16 @@ def plan_patient(config: PhantomConfig, patient: int) -> PatientPlan:
         source_to_detector_mm=float(lab.uniform(950, 1150)),
         field_mm=float(lab.uniform(150, 205)),
         rate=config.fps or (15.0 if config.protocol == "calcium" else _draw(lab, _RATES)),
-        detectors=(detector.draw(lab, site=config.site), detector.draw(lab, site=config.site)),
+        detectors=(_detector(config, lab), _detector(config, lab)),
         devices=_worn(streams.of("devices"), bypassed, config.site),
         clips=clips,
         studies=studies,
     )
+
+
+def _detector(config: PhantomConfig, rng: np.random.Generator) -> Detector:
+    drawn = detector.draw(rng, site=config.site)
+    return replace(drawn, bits=8) if config.syntax == "jpeg-baseline" else drawn  # which holds no more
 
 
 def _clip_classes(config: PhantomConfig, rng: np.random.Generator) -> tuple[tuple[QualityClass, ...], tuple[int, ...]]:
@@ -237,7 +262,7 @@ def plan_scene(plan: PatientPlan, clip: int, quality: QualityClass | None = None
         motion=_motion(plan, times, region is not None, streams),
         catheter=region.catheter if region else _catheter(plan, tree_of, quality, detail, conduits, streams),
         catheter_on_heart=region is None and quality != "graft" and detail != "arch",
-        devices=_devices(plan, quality, detail, tree, view, streams) if region is None else (),
+        devices=_devices(plan, plan.clips[clip], quality, detail, tree, view, streams) if region is None else (),
         times_s=times,
         detector=plan.detectors[int(streams.of("setting").integers(2))],
     )
@@ -324,7 +349,7 @@ def _injection(length_s: float, protocol: Protocol, rng: np.random.Generator) ->
         length_s=length,
         washout_s=float(rng.uniform(0.5, 1.5)),
         flow_mm_s=float(rng.uniform(110, 280)),
-        iodine=float(rng.uniform(0.11, 0.3)),
+        iodine=float(rng.uniform(0.1, 0.25)),
         pulsation=float(rng.uniform(0.0, 0.3)),
         streaming=float(rng.uniform(0.0, 0.5)),
         reflux_iodine=cloud if spills else 0.0,
@@ -336,7 +361,7 @@ def _with_fault(
     good: Injection, quality: QualityClass, detail: str, length_s: float, rng: np.random.Generator
 ) -> Injection:
     """The same injection with the class's fault."""
-    share, reach = float(rng.uniform(0.04, 0.15)), float(rng.uniform(15, 45))
+    share, reach = float(rng.uniform(0.03, 0.09)), float(rng.uniform(15, 45))
     thin, puff = float(rng.uniform(0.1, 0.4)), float(rng.uniform(0.25, 0.6))
     spill = float(rng.uniform(0.02, 0.06))
     none = replace(good, iodine=0.0, reflux_iodine=0.0, blush_iodine=0.0)
@@ -433,11 +458,17 @@ def _catheter(
 
 
 def _devices(
-    plan: PatientPlan, quality: QualityClass, detail: str, tree: Tree | None, view: View, streams: Streams
+    plan: PatientPlan,
+    planned: QualityClass,
+    quality: QualityClass,
+    detail: str,
+    tree: Tree | None,
+    view: View,
+    streams: Streams,
 ) -> tuple[Device, ...]:
     """What is in the field beside the catheter. Wires, stents and bulky things come in every class alike."""
     rng, fault = streams.of("clip devices"), streams.of("fault devices")
-    wire, stented, bulky = rng.random() < 0.12, rng.random() < 0.08, rng.random() < _BULKY_SHARE
+    wire, stented, bulky = rng.random() < 0.12, rng.random() < 0.08, rng.random() < _BULKY_SHARE.get(planned, 0.08)
     found = list(plan.devices)
     if tree is not None and (wire or quality == "partial_recording"):
         found.append(devices.guide_wire(tree, streams.of("wire")))
@@ -449,12 +480,16 @@ def _devices(
     if quality == "foreign_object":
         found += devices.obstructing(whole, view, fault, share=HIDING_SHARE)
     elif bulky:
-        found += _beside(devices.obstructing(whole, view, streams.of("bulky"), share=HIDING_SHARE), whole, view, rng)
+        found += _beside(
+            devices.obstructing(whole, view, streams.of("bulky"), share=HIDING_SHARE), found, whole, view, rng
+        )
     return tuple(found)
 
 
-def _beside(bulky: tuple[Device, ...], tree: Tree, view: View, rng: np.random.Generator) -> list[Device]:
-    """The same things moved across the picture until they hide next to nothing of the tree, and still in the field."""
+def _beside(
+    bulky: tuple[Device, ...], others: list[Device], tree: Tree, view: View, rng: np.random.Generator
+) -> list[Device]:
+    """The same things moved across the picture, no farther than it takes to hide next to nothing of the tree."""
     right, down, _ = axes(view.primary_deg, view.secondary_deg)
     turn = rng.uniform(0, 2 * np.pi)
     for step_mm in range(0, 150, 10):
@@ -464,7 +499,7 @@ def _beside(bulky: tuple[Device, ...], tree: Tree, view: View, rng: np.random.Ge
                 replace(d, lines=tuple(p + shift for p in d.lines), plates=tuple(p + shift for p in d.plates))
                 for d in bulky
             ]
-            if devices.covered_share(moved, tree, view) <= 0.15:
+            if devices.covered_share([*others, *moved], tree, view) <= _BESIDE_SHARE:
                 return moved
     return []
 
@@ -503,25 +538,43 @@ def _view(
     names = list(VIEWS[artery])
     name = names[int(rng.integers(len(names)))]
     primary, secondary = VIEWS[artery][name]
-    if elsewhere:
-        name, primary, secondary = "", elsewhere.primary_deg, elsewhere.secondary_deg
-    primary, secondary = primary + float(rng.normal(0, 5)), secondary + float(rng.normal(0, 4))
+    turn, tilt = float(rng.normal(0, 5)), float(rng.normal(0, 4))
     source_to_patient = 0.75 * plan.source_to_detector_mm * float(rng.uniform(0.97, 1.03))
-    pitch = plan.field_mm * float(rng.choice([0.8, 0.9, 1.0, 1.15])) / plan.config.size
-    off_centre = rng.normal(0, 0.03 * plan.config.size, 2)
+    size, off_centre = plan.config.size, rng.normal(0, 0.03, 2)
+    smallest = float(rng.choice([0.8, 0.9, 1.0, 1.15]))
     view = View(
         name=name,
-        primary_deg=primary,
-        secondary_deg=secondary,
+        primary_deg=primary + turn,
+        secondary_deg=secondary + tilt,
         source_to_detector_mm=plan.source_to_detector_mm,
         source_to_patient_mm=source_to_patient,
-        pitch_mm=pitch,
-        size=plan.config.size,
-        centre_px=(0.0, 0.0),
+        pitch_mm=plan.field_mm * smallest / size,
+        size=size,
+        centre_px=(size / 2, size / 2),
     )
-    at, _ = project(_target(plan, artery, quality, tree, conduits), view)
-    middle = plan.config.size / 2 - at + off_centre
+    # a larger field where a small one would cut the artery off; by the artery whatever is filmed, or the field would tell
+    for zoom in np.arange(smallest, 1.5, 0.1):
+        view = _centred(replace(view, pitch_mm=plan.field_mm * float(zoom) / size), _middle(plan.trees[artery].vessels))
+        if _share_inside(plan.trees[artery], view) >= _IN_FIELD:
+            break
+    if elsewhere:
+        view = replace(
+            view, name="", primary_deg=elsewhere.primary_deg + turn, secondary_deg=elsewhere.secondary_deg + tilt
+        )
+    return _centred(view, _target(plan, artery, quality, tree, conduits), off_centre)
+
+
+def _centred(view: View, target: Floats, off_centre: Floats | None = None) -> View:
+    """The view with a point in its middle, or off it by so much of its side."""
+    at, _ = project(target, replace(view, centre_px=(0.0, 0.0)))
+    middle = view.size / 2 - at + (0.0 if off_centre is None else off_centre * view.size)
     return replace(view, centre_px=(float(middle[0]), float(middle[1])))
+
+
+def _share_inside(tree: Tree, view: View) -> float:
+    """Share of the larger vessels' samples that lie well inside the picture."""
+    xy, _ = project(np.concatenate([v.points_N3 for v in tree.vessels if v.radius_N[0] > 0.8]), view)
+    return float((np.abs(xy - view.size / 2) < 0.45 * view.size).all(axis=1).mean())
 
 
 def _target(
@@ -532,7 +585,10 @@ def _target(
         return plan.ventricle.points_N3.mean(axis=0) + np.array([0.0, 0.0, 12.0])
     if quality == "aorta":
         return _at(plan.aorta, 35.0)
-    vessels = conduits or (tree or plan.trees[artery]).vessels
+    return _middle(conduits or (tree or plan.trees[artery]).vessels)
+
+
+def _middle(vessels: tuple[Vessel, ...]) -> Floats:
     low = np.min([v.points_N3.min(axis=0) for v in vessels], axis=0)
     high = np.max([v.points_N3.max(axis=0) for v in vessels], axis=0)
     return np.asarray((low + high) / 2)
@@ -551,8 +607,6 @@ def clip_facts(plan: PatientPlan, clip: int, scene: Scene) -> ClipFacts:
     chosen = config.syntax or drawn
     bits = scene.detector.bits
     if chosen == "jpeg-baseline" and bits != 8:
-        if config.syntax is not None:
-            raise ValueError("JPEG baseline holds 8 bits only")
         chosen = "jpeg-lossless"
     day = np.datetime64("2020-01-01") + (plan.patient * 37 + config.seed) % 1500 + 190 * study
     minutes = 8 * 60 + (plan.patient * 53) % 480
@@ -562,7 +616,7 @@ def clip_facts(plan: PatientPlan, clip: int, scene: Scene) -> ClipFacts:
     changed = "" if scene.quality_class == plan.clips[clip] else scene.quality_class
     return ClipFacts(
         patient=plan.patient,
-        study_key=f"{config.seed}/{plan.patient}" + (f"/{study}" if study else ""),
+        study_key=f"{config.name}/{plan.patient}" + (f"/{study}" if study else ""),
         twin=changed,
         series_number=clip + 1,
         patient_id=plan.patient_id,

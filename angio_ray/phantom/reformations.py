@@ -13,12 +13,11 @@ system starts from such pictures. Each says in its pixels and in its PNG text th
 
 from __future__ import annotations
 
-import logging
 import os
 import struct
 import zlib
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -26,14 +25,13 @@ from typing import Any, Literal, get_args
 import cv2
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter1d, map_coordinates
 
-from angio_ray.phantom.ct_heart import STEP_MM, Branch, Floats, course_normals, lumen_path
+from angio_ray.phantom.ct_heart import STEP_MM, Branch, Floats, course_normals, lumen_path, upstream_percent
 from angio_ray.phantom.ct_scan import VOXEL_MM, CtHeart, draw_heart
 from angio_ray.phantom.reports import Finding, Report, write_report
-from angio_ray.phantom.workers import in_order, put, storage
+from angio_ray.phantom.workers import make_set, put
 
 ROTATIONS = 50
 Kind = Literal["curved", "straightened"]
@@ -75,11 +73,9 @@ TRUTH = pa.schema(
     ]
 )
 """`truth.parquet`, one row per branch. `percent`, `grade` (CAD-RADS 0 to 5) and `plaque` are what was drawn on the
-branch's own course; `upstream_percent` is the worst that its pictures show before it begins (the LM and what it comes
-from). `text` is the report's phrase on it, null where the report does not mention it; `stated_grades` are the grades
-that the phrase admits, more than one where it is `ambiguous`. Pictures are `folder/rotation_XX.png`."""
-
-_log = logging.getLogger(__name__)
+branch's own course; `upstream_percent` is the worst that its pictures show before it begins, on the branch that it
+leaves, up to there. `text` is the report's phrase on it, null where the report does not mention it; `stated_grades` are
+the grades that the phrase admits, more than one where it is `ambiguous`. Pictures are `folder/rotation_XX.png`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,8 +113,8 @@ class Workstation:
         """One of several vendors' ways, with its own settings."""
         layouts = (
             ("synthetic patient", "branch", "window zoom", "angle"),
-            ("synthetic", "patient kind", "branch angle", "window"),
-            ("branch angle", "synthetic patient", "", "zoom window"),
+            ("synthetic", "kind patient", "branch angle", "window"),
+            ("branch", "synthetic patient", "angle", "zoom window"),
             ("synthetic branch patient", "", "angle window zoom", ""),
         )
         return cls(
@@ -147,8 +143,10 @@ class Pictures:
     def __post_init__(self) -> None:
         if not 1 <= self.rotations <= 100:
             raise ValueError("rotations must be 1 to 100")
-        if not 64 <= self.size <= 1024:
-            raise ValueError("size must be 64 to 1024 px")
+        if not 128 <= self.size <= 1024:
+            raise ValueError(
+                "size must be 128 to 1024 px: smaller pictures have no room for SYNTHETIC in letters to read"
+            )
         if self.kind not in get_args(Kind):
             raise ValueError("kind must be curved or straightened")
         if not 0.3 <= self.voxel_mm <= 2:
@@ -182,6 +180,7 @@ def draw_branch(
     kind : "curved" or "straightened"
         See the module's description.
     """
+    Pictures(size=size, rotations=rotations, kind=kind)  # refuses what is out of range
     course = _tracked(heart, branch)
     sheets = [
         _curved(course, angle) if kind == "curved" else _straightened(course, angle) for angle in _angles(rotations)
@@ -224,7 +223,7 @@ def generate_reformations(
     Parameters
     ----------
     out : str or Path
-        A folder, made when absent, or an s3:// prefix. What was there under these names is replaced.
+        A folder, made when absent, or an s3:// prefix. What the same call made there before is replaced.
     patients, seed : int
         How many, and which. The same seed gives the same bytes, whatever the number of workers.
     size, rotations, kind
@@ -244,35 +243,22 @@ def generate_reformations(
     ValueError
         A number out of its range.
     angio_ray.storage.StorageUnavailable
-        A bucket that cannot be written to.
+        A place that cannot be written, or that holds patients of another set.
+    angio_ray.phantom.workers.Unfinished
+        A full disk, a store that went away, a killed worker: the same call makes the set anew.
     """
     if patients < 1:
         raise ValueError("patients must be at least 1")
+    if not 0 <= seed < 2**63:
+        raise ValueError("seed must be 0 to 2**63 - 1")
     pictures = Pictures(size=size, rotations=rotations, kind=kind, voxel_mm=voxel_mm)
     if workers is None:
         workers = 1 if patients <= 2 else len(os.sched_getaffinity(0))
     if workers < 1:
         raise ValueError("workers must be at least 1")
-    place = str(out)
-    if "://" in place:
-        storage(place).probe_write()
-    else:
-        Path(place, TRUTH_NAME).unlink(missing_ok=True)
-    make = partial(_write_patient, place, seed, pictures)
-    batches = []
-    try:
-        for rows in in_order(make, range(patients), workers):
-            batches.append(pa.RecordBatch.from_pylist(rows, TRUTH))
-    except BaseException:
-        _log.warning(
-            "stopped after %s patients; no %s was written: the same command begins anew", len(batches), TRUTH_NAME
-        )
-        raise
-    truth = pa.Table.from_batches(batches, TRUTH).combine_chunks()
-    sink = pa.BufferOutputStream()
-    pq.write_table(truth, sink, compression="zstd")
-    put(place, TRUTH_NAME, sink.getvalue().to_pybytes())
-    return truth
+    made_with = {"patients": patients, "seed": seed, **asdict(pictures)}
+    make = partial(_write_patient, str(out), seed, pictures)
+    return make_set(str(out), TRUTH_NAME, TRUTH, made_with, make, range(patients), workers)
 
 
 def _write_patient(out: str, seed: int, how: Pictures, patient: int) -> list[dict[str, Any]]:
@@ -282,7 +268,7 @@ def _write_patient(out: str, seed: int, how: Pictures, patient: int) -> list[dic
     heart = draw_heart(anatomy_rng, voxel_mm=how.voxel_mm)
     station = Workstation.draw(station_rng)
     report = write_report([_finding(branch) for branch in heart.branches], report_rng)
-    folder, patient_id = f"patient_{patient:04d}", f"PHANTOM-CT-{patient:04d}"
+    folder, patient_id = f"patient_{patient:04d}", f"PHANTOM-CT-{seed}-{patient:04d}"
     put(out, f"{folder}/report.txt", report.text.encode())
     rows = []
     for branch in heart.branches:
@@ -319,12 +305,18 @@ def _finding(branch: Branch) -> Finding:
     if branch.worst is not None:
         share = branch.worst.at_mm / (STEP_MM * (len(branch.path_N3) - branch.start))
         place = ("proximal", "mid", "distal")[min(int(3 * share), 2)]
-    return Finding(branch=branch.name, percent=branch.percent, grade=branch.grade, plaque=branch.plaque, place=place)
+    return Finding(
+        branch=branch.name,
+        percent=branch.percent,
+        grade=branch.grade,
+        plaque=branch.plaque,
+        calcified=branch.calcified,
+        place=place,
+    )
 
 
 def _known(heart: CtHeart, branch: Branch, report: Report) -> dict[str, Any]:
     said = report.statements[branch.name]
-    shown: list[int] = [b.percent for b in heart.branches if b.name in branch.upstream]
     return {
         "branch": branch.name,
         "artery": branch.artery,
@@ -335,7 +327,7 @@ def _known(heart: CtHeart, branch: Branch, report: Report) -> dict[str, Any]:
             {name: getattr(lesion, name) for name in _LESION.names}  # the lesion's fields have the columns' names
             for lesion in branch.lesions
         ],
-        "upstream_percent": max(shown, default=0),
+        "upstream_percent": upstream_percent(branch, heart.branches),
         "text": said.text,
         "ambiguous": said.ambiguous,
         "stated_grades": list(said.grades),
@@ -464,8 +456,9 @@ def _overlay(
 
 def _write(layer: NDArray[np.uint8], lines: list[str], corner: int, font: int) -> None:
     size = len(layer)
-    scale = size / 256 * (0.62 if font == cv2.FONT_HERSHEY_PLAIN else 0.3)
-    line_px = round(size / 256 * 10)
+    grown = max(size / 256, 1)  # letters smaller than at 256 px cannot be read
+    scale = grown * (0.62 if font == cv2.FONT_HERSHEY_PLAIN else 0.3)
+    line_px = round(grown * 10)
     for k, line in enumerate(lines):
         (width, height), _ = cv2.getTextSize(line, font, scale, 1)
         x = round(size * 0.015) if corner % 2 == 0 else size - width - round(size * 0.015)

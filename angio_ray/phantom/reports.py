@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 
-from angio_ray.phantom.ct_heart import ARTERIES, GRADES, BranchName
+from angio_ray.phantom.ct_heart import ARTERIES, BranchName
 
 BANNER = "SYNTHETIC REPORT - computer-generated phantom, no patient"
 
@@ -28,7 +28,9 @@ class Finding:
     percent: int
     grade: int
     plaque: str
-    """calcified, soft, mixed or none."""
+    """The worst one's: calcified, soft, mixed or none."""
+    calcified: bool
+    """Calcium in any of its plaques."""
     place: Literal["", "proximal", "mid", "distal"] = ""
     """Where along the branch, if it is to be said."""
 
@@ -124,10 +126,9 @@ def write_report(findings: Sequence[Finding], rng: np.random.Generator) -> Repor
         said[finding.branch] = None if unmentioned else _say(finding, rng, unsure, short=style is _table)
     body, texts = style(said, rng)
     ambiguous = any(phrase is not None and len(phrase.grades) > 1 for phrase in said.values())
-    worst = max((finding.grade for finding in findings), default=0)
-    calcified = any(finding.plaque in ("calcified", "mixed") for finding in findings)
+    calcified = any(finding.calcified for finding in findings)
     text = "\n".join(
-        [*_head(calcified, rng), "", "FINDINGS", *body, "", "IMPRESSION", _impression(worst, ambiguous, rng), ""]
+        [*_head(calcified, rng), "", "FINDINGS", *body, "", "IMPRESSION", _impression(findings, ambiguous, rng), ""]
     )
     statements = {
         branch: Statement(text=texts.get(branch), grades=phrase.grades if phrase else (0,))
@@ -142,7 +143,7 @@ def _say(finding: Finding, rng: np.random.Generator, unsure: bool, *, short: boo
         return _Said(_pick(rng, ("0%", "no stenosis", "free of plaque") if short else _NONE), (0,))
     plaque = _pick(rng, _PLAQUES[finding.plaque])
     phrase = (unsure and rng.random() < 0.7 and _vague(finding, rng)) or _clear(finding, rng)
-    if phrase.words.startswith(("plaque", "wall")):  # it has its plaque already
+    if phrase.words.startswith("plaque"):  # it has its plaque already
         return _Said(phrase.words.replace("plaque", plaque, 1), phrase.grades, finding.place)
     words = _pick(
         rng,
@@ -222,17 +223,19 @@ def _head(calcified: bool, rng: np.random.Generator) -> list[str]:
     return [BANNER, "", title, " ".join(facts[k] for k in keep)]
 
 
-def _impression(worst: int, ambiguous: bool, rng: np.random.Generator) -> str:
+def _impression(findings: Sequence[Finding], ambiguous: bool, rng: np.random.Generator) -> str:
     """One line that agrees with the findings; a vague report's says nothing on the grade."""
     if ambiguous:
         return _pick(rng, ("Coronary artery disease as described.", "Please correlate clinically.", "As above."))
+    worst = max((finding.grade for finding in findings), default=0)
     if worst == 0:
         return _pick(
             rng, ("CAD-RADS 0.", "No coronary plaque or stenosis seen.", "No stenosis in the coronary arteries.")
         )
-    return _pick(
-        rng, (f"CAD-RADS {worst}.", f"Maximal stenosis {_RANGES[worst]}, CAD-RADS {worst}.", "As described above.")
-    )
+    ways = [f"CAD-RADS {worst}.", "As described above."]
+    if any(finding.percent for finding in findings):  # plaque alone is grade 1, and no stenosis
+        ways.append(f"Maximal stenosis {_RANGES[worst]}, CAD-RADS {worst}.")
+    return _pick(rng, ways)
 
 
 # --- styles: each returns the lines, and per branch the words on it as they stand there ---------------------------------
@@ -297,8 +300,3 @@ def _table(said: dict[BranchName, _Said | None], rng: np.random.Generator) -> _B
             texts[branch] = f"{name:<10}| {phrase.words}"
             lines.append(f"  {texts[branch]}")
     return lines, texts
-
-
-def admits(statement: Statement, percent: int) -> bool:
-    """Whether a branch narrowed so far may be what the words describe."""
-    return any(GRADES[g][0] <= percent <= GRADES[g][1] or (g == 1 and percent == 0) for g in statement.grades)

@@ -183,4 +183,4 @@ class Rendered:
     calcium_mask_THW: NDArray[np.bool_] | None
     """Where calcification lies; None where the tree has none."""
     covered_share: float
-    """Share of the tree's centreline, by length, that devices hide in the fullest frame (0 without a tree)."""
+    """Share of the tree, by length times width, that devices hide at end-diastole (0 without a tree)."""

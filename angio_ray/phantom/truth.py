@@ -26,6 +26,7 @@ from numpy.typing import NDArray
 from angio_ray.phantom.anatomy import Calcification, Floats, Stenosis, Tree, Vessel
 from angio_ray.phantom.contrast import contrast_frames
 from angio_ray.phantom.detector import shutter_mask
+from angio_ray.phantom.devices import hidden_mask
 from angio_ray.phantom.dicom_writer import ClipFacts, sop_instance_uid, study_instance_uid
 from angio_ray.phantom.scene import QUALITY_GROUPS, Rendered, Scene
 
@@ -38,7 +39,9 @@ INSIDE = 0.7
 FORESHORTENED = 0.4
 """Projected over true length: below it, the view looks along the narrowing."""
 VISIBLE_IODINE = 0.05
-"""Attenuation of a filled vessel per mm below which an injection counts as none: no contrast frames, no lesions seen."""
+"""Attenuation of a filled vessel per mm below which its narrowings cannot be judged."""
+THINNEST_IODINE = 0.01
+"""The same below which nothing is seen of it: no contrast frames."""
 
 _BOX = pa.struct(
     [
@@ -125,7 +128,7 @@ def lesions(scene: Scene, rendered: Rendered, concentration: Mapping[str, Floats
     """
     if scene.tree is None:
         return ()
-    field_HW = shutter_mask(scene.detector, scene.view.size)
+    field_HW = shutter_mask(scene.detector, scene.view.size) & ~hidden_mask(scene.devices, scene.view)
     found = []
     for number, stenosis in enumerate(scene.tree.stenoses):
         vessel = _segment(scene.tree, stenosis.segment)
@@ -169,7 +172,7 @@ def row(
     tree, steps_s = scene.tree, np.diff(scene.times_s)
     frame_s = float(steps_s.mean()) if len(steps_s) else None
     satisfactory = scene.quality_class == "satisfactory"
-    filling = rendered.filling_T if scene.injection.iodine >= VISIBLE_IODINE else np.zeros_like(rendered.filling_T)
+    filling = rendered.filling_T if scene.injection.iodine >= THINNEST_IODINE else np.zeros_like(rendered.filling_T)
     contrast = contrast_frames(filling)
     return {
         "sop_instance_uid": sop_instance_uid(facts),
@@ -182,14 +185,14 @@ def row(
         "covered_share": rendered.covered_share,
         "artery": tree.artery if tree else None,
         "dominance": tree.dominance if tree else None,
-        "view": scene.view.name,
+        "view": scene.view.name or None,
         "num_frames": len(rendered.frames_THW),
         "frame_time_ms": 1000 * frame_s if frame_s else None,
         **contrast,
-        "heart_period_frames": _period_s(scene) / frame_s if frame_s else None,
+        "heart_period_frames": _period_s(scene) / frame_s if frame_s and scene.region == "chest" else None,
         "stenoses": [_box(lesion, rendered.filling_T) for lesion in found if lesion.visible],
         "artery_percent": max((s.percent for s in tree.stenoses), default=0.0) if tree else None,
-        "calcified": bool(tree.calcifications) if tree else None,
+        "calcified": _shows_calcium(scene, rendered) if tree else None,
         "calcifications": [
             {"segment": c.segment, "kind": c.kind, "length_mm": _length_mm(c, _segment(tree, c.segment))}
             for c in (tree.calcifications if tree else ())
@@ -386,6 +389,12 @@ def _length_mm(calcification: Calcification, vessel: Vessel) -> float:
     points = np.concatenate(calcification.lines)
     nearest = np.linalg.norm(points[:, None] - vessel.points_N3[None], axis=-1).argmin(axis=1)
     return float(np.ptp(_along_mm(vessel)[nearest]))
+
+
+def _shows_calcium(scene: Scene, rendered: Rendered) -> bool:
+    """Whether calcium lies inside the field in any frame."""
+    mask = rendered.calcium_mask_THW
+    return mask is not None and bool((mask & shutter_mask(scene.detector, scene.view.size)).any())
 
 
 def _period_s(scene: Scene) -> float:

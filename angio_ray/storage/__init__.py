@@ -105,7 +105,7 @@ class Storage:
         """Raises StorageUnavailable where the place cannot be written (a folder is made if need be)."""
         name = self.child(f".angio_ray_probe_{secrets.token_hex(8)}")
         self._place.write_bytes(name, b"")
-        self._place.delete(name)
+        self.delete(name)
 
     def child(self, *parts: str) -> str:
         """The URI of something below the root."""
@@ -126,6 +126,10 @@ class Storage:
     def write_bytes(self, uri: str, data: bytes) -> None:
         """Write a small object: whole or not at all, replacing what was there. Raises StorageUnavailable."""
         self._place.write_bytes(canonical_uri(uri), data)
+
+    def delete(self, uri: str) -> None:
+        """Take an object away; one that is not there is no fault. Raises StorageUnavailable."""
+        self._place.delete(canonical_uri(uri))
 
     def delta_uri(self, *parts: str) -> str:
         """The root, or what lies below it, as delta-rs takes it.

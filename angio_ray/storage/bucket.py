@@ -122,7 +122,7 @@ class Bucket:
         self._ask("put_object", Bucket=bucket, Key=key, Body=data)
 
     def delete(self, uri: str) -> None:
-        """Take an object away."""
+        """Take an object away, if it is there."""
         bucket, key = _bucket_and_key(uri)
         self._ask("delete_object", Bucket=bucket, Key=key)
 

@@ -120,8 +120,14 @@ class Folder:
             raise StorageUnavailable(f"cannot write {path}: {error.strerror}") from None
 
     def delete(self, uri: str) -> None:
-        """Take an object away."""
-        os.unlink(local_path(uri))
+        """Take an object away, if it is there."""
+        path = local_path(uri)
+        try:
+            os.unlink(path)
+        except FileNotFoundError:
+            pass
+        except OSError as error:
+            raise StorageUnavailable(f"cannot delete {path}: {error.strerror}") from None
 
     def delta_options(self) -> dict[str, str]:
         """None are needed."""

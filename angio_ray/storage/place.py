@@ -150,13 +150,15 @@ DELTA_LOG = "_delta_log"
 def left_out(name: str, *, folder: bool) -> bool:
     """Whether a file or folder of this name holds no clip: what desktops, file servers, DICOM media and angio_ray leave there.
 
-    Hidden folders (snapshots, waste baskets), macOS's and Windows's own files, DICOMDIR, the phantom's labels.parquet
-    and *.truth.npz, and pseudonym keys (*.key). Other hidden files are listed: they may be clips.
+    Hidden folders (snapshots, waste baskets), macOS's and Windows's own files, DICOMDIR, the phantom's labels.parquet,
+    phantom.json and *.truth.npz, pseudonym keys (*.key), and what a killed writer leaves (.*.part, .*.tmp). Other hidden
+    files are listed: they may be clips.
     """
     if folder:
         return (name.startswith(".") and name.strip(".") != "") or name.casefold() == "__macosx"
-    known = ("dicomdir", "thumbs.db", "desktop.ini", ".ds_store", "labels.parquet")
-    return name.startswith("._") or name.casefold() in known or name.endswith((".key", ".truth.npz"))
+    known = ("dicomdir", "thumbs.db", "desktop.ini", ".ds_store", "labels.parquet", "phantom.json")
+    unfinished = name.startswith(".") and name.endswith((".part", ".tmp"))
+    return unfinished or name.startswith("._") or name.casefold() in known or name.endswith((".key", ".truth.npz"))
 
 
 def rejected_read(detail: str) -> ClipRejected:

@@ -1,6 +1,6 @@
 """A short plain training loop for the first quality bundle: phantom clips and their labels in, a bundle folder out.
 
-    angio-ray phantom CLIPS --patients 70 --seed 20 --size 256 --frames 40 120
+    angio-ray phantom CLIPS --patients 120 --seed 20 --size 256
     python -m angio_ray.training.plain CLIPS angio_ray/bundles/quality
 
 One process, one split by patient (70/15/15), no cross-validation: the training system proper will replace it. The
@@ -465,16 +465,16 @@ def _card(
         for e in history["epochs"]
     ]
     settings = ", ".join(f"{k} {v}" for k, v in asdict(config).items() if k != "max_minutes")
-    return f"""# {config.net}, quality selection: first bundle
+    return f"""# {config.net}, quality selection
 
 **Trained on synthetic clips only. Research use only, not for clinical use.** It gives the probability that a coronary
 angiogram is unsatisfactory for further analysis. Its figures below say how well it does on the phantom's own patients,
 nothing about patients.
 
 ## Data
-Clips of the angio_ray phantom, first cut: no recording of a person. Both classes in the same study of every patient.
-Unsatisfactory: no contrast, weak contrast, catheter only, poor engagement, ventricle, aorta. Not among them: grafts,
-foreign objects over the vessels, recordings during an intervention.
+Clips of the angio_ray phantom (docs/phantom.md): no recording of a person. Both classes in the same study of every
+patient, with the same machines, devices, lengths and header facts. Unsatisfactory, each in several ways:
+{", ".join(sorted(set(inputs.classes_N.tolist()) - {"satisfactory"}))}.
 
 | split by patient | patients | clips | unsatisfactory |
 |---|---|---|---|

@@ -95,12 +95,15 @@ def test_without_an_injection_nothing_fills(nothing: dict[str, float]) -> None:
     assert contrast_frames(found.filling_T) == dict.fromkeys(CONTRAST_FRAMES)
 
 
-def test_filling_weighs_by_volume() -> None:
+def test_filling_weighs_by_the_volume_that_contrast_can_get_to() -> None:
     main, branch = stage.tree().vessels
-    dry = replace(main, supply_N=np.zeros(len(main.points_N3)))
-    filling = curves(stage.scene(tree=Tree(artery="RCA", vessels=(dry, branch)), frames=60)).filling_T
-    share = 36.06 * 0.75**2 / (36.06 * 0.75**2 + 100 * 1.5**2)
+    thin = replace(main, supply_N=np.full(len(main.points_N3), 0.01))
+    filling = curves(stage.scene(tree=Tree(artery="RCA", vessels=(thin, branch)), frames=60)).filling_T
+    share = (36.06 * 0.75**2 + 0.01 * 100 * 1.5**2) / (36.06 * 0.75**2 + 100 * 1.5**2)
     assert filling.max() == pytest.approx(share, rel=0.06)
+    closed = replace(main, supply_N=np.zeros(len(main.points_N3)))
+    filling = curves(stage.scene(tree=Tree(artery="RCA", vessels=(closed, branch)), frames=60)).filling_T
+    assert filling.max() > 0.9  # beyond an occlusion nothing counts
 
 
 def test_the_vein_comes_after_the_artery() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -11,12 +12,15 @@ from angio_ray.phantom.ct_heart import (
     STEP_MM,
     Anatomy,
     Branch,
+    Dominance,
+    Line,
     course_normals,
     draw_lesion,
     draw_lesions,
     grow,
     lumen_along,
     lumen_path,
+    upstream_percent,
 )
 
 
@@ -25,6 +29,12 @@ def straight(**changes: object) -> Branch:
     path = np.array([-20.0, -30.0, -20.0]) + np.arange(0, 60, STEP_MM)[:, None] * np.array([0.6, 0.48, 0.64])
     made = Branch(name="LAD", artery="LAD", path_N3=path, start=0, radius_N=np.full(len(path), 1.5))
     return replace(made, **changes)  # type: ignore[arg-type]
+
+
+@cache
+def grown(dominance: Dominance) -> list[tuple[Anatomy, tuple[Branch, ...], tuple[Line, ...]]]:
+    rng = np.random.default_rng(5)
+    return [(anatomy, *grow(anatomy, dominance, rng)) for anatomy in (Anatomy.draw(rng) for _ in range(6))]
 
 
 @pytest.mark.parametrize("eccentricity", [0.0, 0.5, 1.0])
@@ -54,6 +64,41 @@ def test_plaque_without_narrowing_is_grade_one() -> None:
     assert (straight().grade, straight().plaque) == (0, "none")
 
 
+def test_calcium_of_a_lesser_plaque_counts() -> None:
+    worst, lesser = (
+        draw_lesion(np.random.default_rng(1), percent=percent, at_mm=at_mm, plaque=plaque)  # type: ignore[arg-type]
+        for percent, at_mm, plaque in ((60, 40, "soft"), (20, 15, "mixed"))
+    )
+    both = straight(lesions=(lesser, worst))
+    assert (both.plaque, both.calcified) == ("soft", True)
+    assert not straight(lesions=(worst,)).calcified
+
+
+@pytest.mark.parametrize("dominance", ["right", "left"])
+def test_a_branch_shows_its_parent_up_to_the_take_off_only(dominance: Dominance) -> None:
+    """A plaque of the parent just before the take-off, and a worse one just behind it."""
+    seen = set()
+    for _, branches, _ in grown(dominance):
+        for parent, child in ((p, c) for c in branches for p in branches if p.name in c.upstream):
+            take_off = np.linalg.norm(parent.path_N3 - child.path_N3[child.start], axis=1).argmin() - parent.start
+            before, behind = (
+                replace(draw_lesion(np.random.default_rng(1), percent=percent, at_mm=at_mm), length_mm=8.0)
+                for percent, at_mm in ((30, take_off * STEP_MM - 2), (80, take_off * STEP_MM + 6))
+            )
+            for lesions, percent in (((before, behind), 30), ((behind,), 0), ((), 0)):
+                assert upstream_percent(child, (replace(parent, lesions=lesions), child)) == percent
+            seen.add(child.name)
+    assert len(seen) >= 3
+
+
+def test_a_grandparent_is_shown_up_to_where_the_parent_leaves_it() -> None:
+    lad = straight(lesions=(draw_lesion(np.random.default_rng(1), percent=80, at_mm=30),))
+    diagonal = straight(name="D-1", start=20, upstream=("LAD",))
+    twig = straight(name="D-2", start=100, upstream=("LAD", "D-1"))
+    assert upstream_percent(twig, (twig, diagonal, lad)) == 0
+    assert upstream_percent(replace(twig, upstream=("LAD",)), (twig, diagonal, lad)) == 80
+
+
 def test_all_grades_are_drawn_and_plaques_lie_on_the_own_course() -> None:
     grades = set()
     for seed in range(400):
@@ -65,11 +110,8 @@ def test_all_grades_are_drawn_and_plaques_lie_on_the_own_course() -> None:
 
 
 @pytest.mark.parametrize("dominance", ["right", "left"])
-def test_branches_run_from_the_ostium_without_gaps_and_on_the_heart(dominance: str) -> None:
-    rng = np.random.default_rng(5)
-    anatomy = Anatomy.draw(rng)
-    for _ in range(4):
-        branches, twigs = grow(anatomy, dominance, rng)  # type: ignore[arg-type]
+def test_branches_run_from_the_ostium_without_gaps_and_on_the_heart(dominance: Dominance) -> None:
+    for anatomy, branches, twigs in grown(dominance):
         for branch in branches:
             assert np.linalg.norm(np.diff(branch.path_N3, axis=0), axis=1).max() < 4 * STEP_MM
             own = branch.path_N3[branch.start + 20 :] @ anatomy.axes.T / anatomy.size
@@ -79,7 +121,6 @@ def test_branches_run_from_the_ostium_without_gaps_and_on_the_heart(dominance: s
 
 
 def test_trunks_have_their_calibres_and_taper() -> None:
-    rng = np.random.default_rng(1)
-    lad = [b for _ in range(12) for b in grow(Anatomy.draw(rng), "right", rng)[0] if b.name == "LAD"]
+    lad = [b for _, branches, _ in grown("right") for b in branches if b.name == "LAD"]
     assert np.mean([2 * b.radius_N[b.start + 8] for b in lad]) == pytest.approx(3.7, abs=0.25)
     assert np.mean([2 * b.radius_N[-1] for b in lad]) == pytest.approx(1.75, abs=0.3)

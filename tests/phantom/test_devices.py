@@ -224,7 +224,7 @@ def test_device_is_finite_near_the_chest_and_the_same_for_the_same_seed(
                 assert np.isfinite(points).all()
                 assert (np.abs(points) < 260).all()
                 assert np.array_equal(points, same_points)
-            assert 0.02 < device.attenuation < 4
+            assert 0.02 < device.attenuation < 7
             assert 0.1 < device.width_mm < 15
 
 
@@ -264,10 +264,10 @@ def test_what_is_worn_in_every_clip_hides_next_to_nothing(trees: dict[Artery, Tr
 
 
 def test_covered_share_is_the_share_of_the_length_in_the_picture() -> None:
-    plate = Device(name="plate", plates=(square(-100, -20),), attenuation=2.0)
+    plate = Device(name="plate", plates=(square(-100, -20),), attenuation=5.0)
     # the near quarter of the vessel in the picture; the one outside does not count
     assert devices.covered_share([plate], straight_tree(), front_view()) == pytest.approx(0.25, abs=0.02)
-    both = [plate, Device(name="plate", plates=(square(0, 100),), attenuation=2.0)]
+    both = [plate, Device(name="plate", plates=(square(0, 100),), attenuation=5.0)]
     assert devices.covered_share(both, straight_tree(), front_view()) == pytest.approx(0.75, abs=0.02)
     assert devices.covered_share([], straight_tree(), front_view()) == 0
 
@@ -275,9 +275,9 @@ def test_covered_share_is_the_share_of_the_length_in_the_picture() -> None:
 def test_neither_faint_things_nor_wires_hide_a_vessel_but_a_thick_rod_does() -> None:
     tree, view = straight_tree(), front_view()
     line = np.array([(-40.0, 0, 0), (40.0, 0, 0)])
-    pad = Device(name="pad", plates=(square(-100, 100),), attenuation=0.4)
-    wire = Device(name="wire", lines=(line,), width_mm=0.9, attenuation=1.0)
-    rod = Device(name="rod", lines=(line,), width_mm=5.5, attenuation=1.4)
+    pad = Device(name="pad", plates=(square(-100, 100),), attenuation=1.5)
+    wire = Device(name="wire", lines=(line,), width_mm=0.9, attenuation=5.0)
+    rod = Device(name="rod", lines=(line,), width_mm=5.5, attenuation=5.0)
     assert devices.covered_share([pad, wire], tree, view) == 0
     assert devices.covered_share([rod], tree, view) > 0.95
 
@@ -285,7 +285,7 @@ def test_neither_faint_things_nor_wires_hide_a_vessel_but_a_thick_rod_does() -> 
 def test_line_hides_as_far_as_it_is_wide() -> None:
     tree, view = straight_tree(), front_view()
     across = np.array([(0.0, 0, -30), (0.0, 0, 30)])
-    rod = Device(name="rod", lines=(across,), width_mm=8.0, attenuation=1.4)
+    rod = Device(name="rod", lines=(across,), width_mm=8.0, attenuation=5.0)
     assert devices.covered_share([rod], tree, view) == pytest.approx(8 / 80, abs=0.03)
 
 

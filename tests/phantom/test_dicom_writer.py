@@ -122,6 +122,24 @@ def test_frame_time_vector_adds_up_to_the_frame_times() -> None:
     assert np.cumsum(ds.FrameTimeVector) == pytest.approx(FACTS.frame_times_ms, abs=0.01)
 
 
+def test_a_frame_time_vector_too_long_for_the_file_format_gives_way_to_the_frame_time() -> None:
+    for frames, vector in ((9000, True), (10000, False)):  # 7 letters each, 65,534 at most
+        times = tuple(66.667 * n for n in range(frames))
+        facts = replace(FACTS, use_frame_time_vector=True, frame_times_ms=times)
+        ds = pydicom.dcmread(io.BytesIO(write_xa(np.zeros((frames, 2, 2), np.uint8), facts)))
+        assert ds[ds.FrameIncrementPointer].VR == "DS"
+        assert ("FrameTimeVector" in ds) is vector
+        assert ("FrameTime" in ds) is not vector
+    assert ds.FrameTime == pytest.approx(66.667)
+
+
+def test_the_magnification_is_that_of_the_distances_in_the_header() -> None:
+    facts = replace(FACTS, source_to_detector_mm=1003.2499, source_to_patient_mm=751.0501)
+    ds = pydicom.dcmread(io.BytesIO(write_xa(frames_of(8), facts)))
+    stated = ds.DistanceSourceToDetector / ds.DistanceSourceToPatient
+    assert pytest.approx(stated, abs=5.1e-5) == ds.EstimatedRadiographicMagnificationFactor
+
+
 def verify(ds_bytes: bytes, folder: Path) -> tuple[int, list[str]]:
     """Exit code and findings of dciodvfy, less those on SyntheticData, which its dictionary of 2022 does not know."""
     if shutil.which("dciodvfy") is None:

@@ -12,7 +12,9 @@ from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import StandardScaler
 
 from angio_ray.phantom import devices
+from angio_ray.phantom.dicom_writer import sop_instance_uid
 from angio_ray.phantom.planning import HIDING_SHARE, PatientPlan, PhantomConfig, clip_facts, plan_patient, plan_scene
+from angio_ray.phantom.render import render
 from angio_ray.phantom.scene import QUALITY_GROUPS, UNSATISFACTORY, QualityClass, Scene
 
 SMALL = PhantomConfig(patients=60, seed=6, size=64, clips=(4, 4), unsatisfactory=0.5)
@@ -176,6 +178,24 @@ def test_an_unseen_site_has_what_the_other_never_shows() -> None:
     assert not unseen[2] & seen[2]
 
 
+def test_two_sets_of_one_seed_share_no_patient_and_no_clip() -> None:
+    configs = [SMALL, replace(SMALL, size=128), replace(SMALL, protocol="calcium"), replace(SMALL, site="unseen")]
+    found = [plan_patient(config, 0) for config in configs]
+    assert len({plan.patient_id for plan in found}) == 4
+    assert len({sop_instance_uid(clip_facts(plan, 0, plan_scene(plan, 0))) for plan in found}) == 4
+    assert plan_patient(replace(SMALL, patients=9, twins=("aorta",)), 0).patient_id == found[0].patient_id
+    trees = [plan.trees["LCA"].vessels[0].points_N3 for plan in found]
+    np.testing.assert_array_equal(trees[0], trees[1])
+    assert not np.array_equal(trees[0], trees[3])  # other people at another site
+
+
+def test_a_syntax_asked_for_is_the_one_that_every_clip_gets() -> None:
+    config = replace(SMALL, syntax="jpeg-baseline")
+    plans = [plan_patient(config, p) for p in range(12)]
+    facts = [clip_facts(plan, c, plan_scene(plan, c)) for plan in plans for c in range(2)]
+    assert {f.syntax for f in facts} == {"jpeg-baseline"}
+
+
 def test_the_size_changes_the_pixels_not_the_picture(plans: list[PatientPlan]) -> None:
     plan = plans[3]
     small = plan_scene(plan, 0)
@@ -191,6 +211,8 @@ def test_the_size_changes_the_pixels_not_the_picture(plans: list[PatientPlan]) -
         {"patients": 0},
         {"clips": (3, 2)},
         {"frames": (2, 9)},
+        {"frames": (2, 3000)},
+        {"seed": -1},
         {"size": 8},
         {"unsatisfactory": 1.5},
         {"fps": 0.1},
@@ -204,3 +226,31 @@ def test_the_size_changes_the_pixels_not_the_picture(plans: list[PatientPlan]) -
 def test_config_refuses_what_makes_no_sense(wrong: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):
         PhantomConfig(**wrong)  # type: ignore[arg-type]
+
+
+@pytest.mark.slow
+def test_a_reader_would_see_what_the_labels_say() -> None:
+    """Contrast over noise on the larger vessels, by the same clip rendered with and without iodine, per class."""
+    seen: dict[str, list[float]] = {"satisfactory": [], "weak_contrast": [], "hidden": []}
+    config = PhantomConfig(patients=8, seed=31, size=256, frames=(45, 45), fps=15)
+    for patient in range(config.patients):
+        plan = plan_patient(config, patient)
+        for quality in ("satisfactory", "weak_contrast", "foreign_object"):
+            scene = plan_scene(plan, 0, quality)
+            with_iodine, without = render(scene), render(replace(scene, injection=replace(scene.injection, iodine=0.0)))
+            assert scene.tree is not None
+            f = int(with_iodine.filling_T.argmax())
+            trunks = [v.name for v in scene.tree.vessels if v.radius_N[0] > 0.8]
+            xy = np.concatenate([with_iodine.vessel_xy[name][f] for name in trunks]).round().astype(int)
+            column, row = xy[((xy >= 0) & (xy < 256)).all(axis=1)].T
+            hidden = devices.hidden_mask(scene.devices, scene.view)[row, column]
+            darker = without.frames_THW[f].astype(float) - with_iodine.frames_THW[f].astype(float)
+            noise = np.diff(without.frames_THW[30:].astype(float), axis=0).std() / np.sqrt(2)
+            if quality == "foreign_object":
+                seen["hidden"].append(float(np.median(darker[row, column][hidden])) / noise)
+            elif scene.detail != "late":
+                seen[quality].append(float(np.median(darker[row, column])) / noise)
+    assert min(seen["satisfactory"]) > 2.0
+    assert np.median(seen["satisfactory"]) > 5.0
+    assert max(seen["weak_contrast"]) < 2.0
+    assert max(seen["hidden"]) < 1.0

@@ -12,13 +12,22 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
-from angio_ray.phantom.ct_heart import BRANCHES, STEP_MM, grade
+from angio_ray.phantom.ct_heart import BRANCHES, STEP_MM, draw_lesion, grade
 from angio_ray.phantom.ct_scan import CtHeart, draw_heart
-from angio_ray.phantom.reformations import ROTATIONS, TRUTH, Workstation, draw_branch, generate_reformations
-from angio_ray.phantom.reports import BANNER
+from angio_ray.phantom.reformations import (
+    ROTATIONS,
+    TRUTH,
+    Kind,
+    Workstation,
+    _finding,
+    _known,
+    draw_branch,
+    generate_reformations,
+)
+from angio_ray.phantom.reports import BANNER, Report, Statement
 
 pytest_plugins = ("tests.s3",)
-SMALL = {"patients": 3, "seed": 4, "size": 96, "rotations": 2, "voxel_mm": 1.6}
+SMALL = {"patients": 2, "seed": 4, "size": 128, "rotations": 2, "voxel_mm": 2.0}
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +52,7 @@ def station(seed: int = 0) -> Workstation:
 
 
 def test_fifty_rotations_over_180_degrees(heart: CtHeart) -> None:
-    angles = [r.angle_deg for r in draw_branch(heart, heart.branches[0], station(), patient_id="P", size=64)]
+    angles = [r.angle_deg for r in draw_branch(heart, heart.branches[0], station(), patient_id="P", size=128)]
     assert len(angles) == ROTATIONS == 50
     assert np.allclose(np.diff(angles), 3.6)
 
@@ -95,7 +104,38 @@ def test_every_station_says_synthetic_and_calcium_saturates(heart: CtHeart) -> N
         assert drawn.level_hu + drawn.width_hu / 2 < 1000
     mute = replace(station(), corners=("", "", "", ""))
     with pytest.raises(ValueError, match="synthetic"):
-        next(draw_branch(heart, heart.branches[0], mute, patient_id="P", size=64, rotations=1))
+        next(draw_branch(heart, heart.branches[0], mute, patient_id="P", size=128, rotations=1))
+
+
+@pytest.mark.parametrize("kind", ["curved", "straightened"])
+def test_synthetic_can_be_read_in_the_smallest_picture(heart: CtHeart, kind: Kind) -> None:
+    """The word stands there whole, its letters as large as at 256 px, and nothing is written over it."""
+    branch = replace(heart.branches[0], name="PDA-LCX")  # the longest name
+    for seed in range(16):
+        drawn = station(seed)
+        scale = 0.62 if drawn.font == cv2.FONT_HERSHEY_PLAIN else 0.3
+        (width, height), below = cv2.getTextSize("SYNTHETIC", drawn.font, scale, 1)
+        word = np.zeros((height + below, width + 2), np.uint8)
+        cv2.putText(word, "SYNTHETIC", (1, height), drawn.font, scale, 255, 1, cv2.LINE_8)
+        word = np.where(word > 80, 255, 0).astype(np.uint8)[:height]
+        made = next(draw_branch(heart, branch, drawn, patient_id="P" * 35, size=128, rotations=1, kind=kind))
+        found = cv2.matchTemplate(made.text_HW.astype(np.uint8) * 255, word, cv2.TM_SQDIFF)
+        assert found.min() < 255**2  # less than one pixel differs (what is left is rounding)
+    with pytest.raises(ValueError, match="size must be 128"):
+        next(draw_branch(heart, branch, station(), patient_id="P", size=127, rotations=1))
+
+
+def test_what_is_known_of_a_branch_is_what_its_pictures_show(heart: CtHeart) -> None:
+    child = next(c for c in heart.branches if any(p.name in c.upstream for p in heart.branches))
+    parent = next(p for p in heart.branches if p.name in child.upstream)
+    take_off_mm = STEP_MM * (child.start - parent.start)
+    report = Report(text="", statements={child.name: Statement(text=None, grades=(0,))})  # type: ignore[arg-type]
+    rng = np.random.default_rng(1)
+    for at_mm, percent in ((take_off_mm / 2, 60), (take_off_mm + 20, 0)):
+        soft = draw_lesion(rng, percent=60, at_mm=at_mm, plaque="soft")
+        sick = replace(parent, lesions=(soft, draw_lesion(rng, percent=0, at_mm=at_mm + 20, plaque="calcified")))
+        assert _known(replace(heart, branches=(sick, child)), child, report)["upstream_percent"] == percent
+        assert (_finding(sick).plaque, _finding(sick).calcified) == ("soft", True)
 
 
 def test_bytes_do_not_depend_on_the_number_of_workers(made: Path, tmp_path: Path) -> None:
@@ -104,7 +144,10 @@ def test_bytes_do_not_depend_on_the_number_of_workers(made: Path, tmp_path: Path
 
 
 def test_another_seed_gives_other_pictures(made: Path, tmp_path: Path) -> None:
-    generate_reformations(tmp_path, workers=1, **{**SMALL, "seed": 5, "patients": 1})
+    truth = generate_reformations(tmp_path, workers=1, **{**SMALL, "seed": 5, "patients": 1})
+    here = set(pq.read_table(made / "truth.parquet")["patient_id"].to_pylist())
+    assert len(here) == SMALL["patients"]
+    assert not here & set(truth["patient_id"].to_pylist())
     assert not set(digests(tmp_path).values()) & set(digests(made).values())
 
 
@@ -116,7 +159,7 @@ def test_truth_describes_the_files(made: Path) -> None:
         folder = made / row["folder"]
         pictures = sorted(folder.iterdir())
         assert [p.name for p in pictures] == [f"rotation_{k:02d}.png" for k in range(row["rotations"])]
-        assert cv2.imread(str(pictures[0]), cv2.IMREAD_UNCHANGED).shape == (96, 96)
+        assert cv2.imread(str(pictures[0]), cv2.IMREAD_UNCHANGED).shape == (128, 128)
         named |= {p.relative_to(made).as_posix() for p in pictures}
         report = (made / row["report_path"]).read_text()
         assert row["text"] is None or row["text"] in report
@@ -126,7 +169,7 @@ def test_truth_describes_the_files(made: Path) -> None:
         assert row["branch"] in BRANCHES
         assert row["patient_id"].startswith("PHANTOM")
         assert row["synthetic"]
-    others = {"truth.parquet", *(f"patient_{k:04d}/report.txt" for k in range(3))}
+    others = {"truth.parquet", "phantom.json", *(f"patient_{k:04d}/report.txt" for k in range(2))}
     assert named | others == set(digests(made))
 
 
@@ -146,14 +189,24 @@ def test_a_set_goes_into_a_bucket(
     client = s3_server.client()  # type: ignore[attr-defined]
     keys = {o["Key"] for o in client.list_objects_v2(Bucket=s3_bucket, Prefix="ct/")["Contents"]}
     expected = {f"ct/{name}" for name in digests(made) if name.startswith("patient_0000/")}
-    assert keys == expected | {"ct/truth.parquet"}
+    assert keys == expected | {"ct/truth.parquet", "ct/phantom.json"}
     one = sorted(expected)[0]
     body = client.get_object(Bucket=s3_bucket, Key=one)["Body"].read()
     assert body == (made / one.removeprefix("ct/")).read_bytes()
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"patients": 0}, {"size": 20}, {"rotations": 0}, {"kind": "oblique"}, {"workers": 0}, {"voxel_mm": 0.1}]
+    "wrong",
+    [
+        {"patients": 0},
+        {"seed": -1},
+        {"seed": 2**63},
+        {"size": 127},
+        {"rotations": 0},
+        {"kind": "oblique"},
+        {"workers": 0},
+        {"voxel_mm": 0.1},
+    ],
 )
 def test_wrong_numbers_are_refused_before_anything_is_written(wrong: dict[str, object], tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=next(iter(wrong))):

@@ -222,8 +222,8 @@ def test_the_vessels_beat_with_the_heart_s_period() -> None:
 
 def test_the_covered_share_counts_what_hides_the_tree() -> None:
     corners = np.array([[-60.0, 40, -10], [60, 40, -10], [60, 40, -60], [-60, 40, -60]])
-    can = Device(name="can", plates=(corners,), attenuation=2.5)
+    can = Device(name="can", plates=(corners,), attenuation=5.0)
     scene = stage.scene(frames=2)
     assert render(scene).covered_share == 0
     share = render(replace(scene, devices=(can,))).covered_share
-    assert share == pytest.approx((40 + 36 / 2) / 136, abs=0.12)
+    assert share == pytest.approx((40 + 36 / 4) / 118, abs=0.12)

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from angio_ray.phantom.ct_heart import BRANCHES, GRADES, grade
-from angio_ray.phantom.reports import BANNER, Finding, Report, Statement, admits, write_report
+from angio_ray.phantom.reports import BANNER, Finding, Report, Statement, write_report
 
 PLAQUES = ("calcified", "soft", "mixed")
 
@@ -19,8 +19,15 @@ def findings(rng: np.random.Generator) -> list[Finding]:
     for branch in BRANCHES:
         percent = int(rng.choice([0, 0, rng.integers(0, 101)]))
         plaque = "none" if percent == 0 and rng.random() < 0.6 else PLAQUES[int(rng.integers(3))]
-        made.append(Finding(branch=branch, percent=percent, grade=max(grade(percent), plaque != "none"), plaque=plaque))
+        graded = max(grade(percent), plaque != "none")
+        calcified = plaque in ("calcified", "mixed")
+        made.append(Finding(branch=branch, percent=percent, grade=graded, plaque=plaque, calcified=calcified))
     return made
+
+
+def admits(said: Statement, percent: int) -> bool:
+    """Whether a branch narrowed so far may be what the words describe."""
+    return any(GRADES[g][0] <= percent <= GRADES[g][1] or (g == 1 and percent == 0) for g in said.grades)
 
 
 @pytest.fixture(scope="module")
@@ -49,6 +56,7 @@ def test_every_statement_admits_what_is_there(written: list[tuple[list[Finding],
         for finding in known:
             said = report.statements[finding.branch]
             assert finding.grade in said.grades, (finding, said)
+            assert admits(said, finding.percent), (finding, said)
 
 
 def test_words_stand_in_the_text_and_silence_means_no_stenosis(written: list[tuple[list[Finding], Report]]) -> None:
@@ -120,17 +128,25 @@ def test_no_text_passes_for_a_patients(written: list[tuple[list[Finding], Report
         assert not re.search(r"\bnormal\b|rule[- ]out|no disease", report.text, re.IGNORECASE)
 
 
-def test_admits() -> None:
-    either = Statement(text="50%", grades=(2, 3))
-    assert admits(either, 49)
-    assert admits(either, 50)
-    assert not admits(either, 70)
-    assert admits(Statement(text="plaque without stenosis", grades=(1,)), 0)
-    assert not admits(Statement(text=None, grades=(0,)), 30)
+@pytest.mark.parametrize("calcified", [True, False])
+def test_calcium_score_is_zero_only_without_calcium(calcified: bool) -> None:
+    """Also where the worst plaque, which the words are on, has none."""
+    known = [Finding(branch="LAD", percent=60, grade=3, plaque="soft", calcified=calcified)]
+    texts = [write_report(known, np.random.default_rng(seed)).text for seed in range(60)]
+    scores = [int(found[1]) for text in texts if (found := re.search(r"Agatston\): (\d+)", text))]
+    assert len(scores) > 20
+    assert all((score > 0) == calcified for score in scores)
+
+
+def test_plaque_without_narrowing_is_no_stenosis() -> None:
+    known = [Finding(branch="LAD", percent=0, grade=1, plaque="calcified", calcified=True)]
+    texts = [write_report(known, np.random.default_rng(seed)).text for seed in range(60)]
+    assert any("CAD-RADS 1" in text for text in texts)
+    assert not any("Maximal stenosis" in text for text in texts)
 
 
 def test_a_place_is_said_as_it_is_or_not_at_all() -> None:
-    known = [Finding(branch="RCA", percent=80, grade=4, plaque="soft", place="distal")]
+    known = [Finding(branch="RCA", percent=80, grade=4, plaque="soft", calcified=False, place="distal")]
     texts = [write_report(known, np.random.default_rng(seed)).text for seed in range(40)]
     assert any("distal" in text for text in texts)
     assert not any("proximal" in text or "mid RCA" in text for text in texts)

@@ -161,7 +161,7 @@ def test_what_lies_behind_the_shutter_is_neither_visible_nor_in_a_mask() -> None
 @pytest.mark.parametrize(
     "changes",
     [
-        {"injection": replace(scene_of().injection, iodine=0.01)},
+        {"injection": replace(scene_of().injection, iodine=0.005)},
         {"conduits": (vessel("graft", (0, 0, 0), (1, 0, 0), 30),)},
     ],
     ids=["hardly any iodine", "contrast in a graft only"],
