@@ -22,7 +22,8 @@ from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
 
 from angio_ray import __version__
-from angio_ray.scoring.config import IndexConfig, ScoreConfig
+from angio_ray.scoring.config import IndexConfig, ScoreConfig, Words
+from angio_ray.training.config import TrainConfig
 
 app = App(
     name="angio-ray",
@@ -66,6 +67,21 @@ def index(config: Annotated[IndexConfig, Config]) -> int:
         f"{summary.rejected:,} with a reason in place of header facts ({summary.seconds:.0f} s)"
     )
     return 3 if summary.rejected else 0
+
+
+@app.command
+def train(config: Annotated[TrainConfig, Config]) -> int:
+    """Train a net by patient-grouped cross-validation: bundles, out-of-fold rows, figures; the same command again resumes."""
+    from angio_ray.training.cross_validation import train as run_train
+
+    summary = run_train(config)
+    say = Console(stderr=True, highlight=False, soft_wrap=True)
+    for line in summary.lines:
+        say.print(line)
+    if summary.rejected:
+        say.print(f"  {len(summary.rejected):,} labelled clips could not be decoded and are in no fold")
+    say.print(f"bundles: {summary.bundles} ({summary.seconds:.0f} s)")
+    return summary.exit_code
 
 
 @app.command
@@ -273,6 +289,238 @@ def compare(run_a: str, run_b: str, *, tables: Tables, task: str = "quality", pl
     from angio_ray.evaluation.compare import compare as run_compare
 
     return run_compare(_root(tables, None), run_a, run_b, task=task, plot=plot)
+
+
+@app.command
+def evaluate(
+    *,
+    tables: Tables,
+    experiment: str | None = None,
+    run: str | None = None,
+    labels: str | None = None,
+    against: str | None = None,
+    bundle: Annotated[list[Path] | None, Parameter(negative="")] = None,
+    data: str | None = None,
+    clips: Clips = None,
+    key_file: Path | None = None,
+    resamples: int = 2000,
+) -> int:
+    """Figures with intervals into `metrics`: of an experiment's held-out predictions, or of a scored run against labels.
+
+    Parameters
+    ----------
+    experiment:
+        The experiment whose predictions are judged; with --run the name that the run's rows are filed under (default: the run).
+    run:
+        A scored run to judge; needs --labels.
+    labels:
+        A set of labels in the tables, or a CSV or Parquet file.
+    against:
+        Another run on the same labels: differences are --run less this one.
+    bundle:
+        Folder of the bundle that scored, or a folder of bundles, where it does not ship: it names the patients that the model
+        has seen. May be given several times.
+    data:
+        Name of these clips in `predictions` and `metrics`. Default: that of the labels.
+    key_file:
+        File with the pseudonym key: for label files and sites. Default: $ANGIO_RAY_KEY_FILE, else beside the tables.
+    resamples:
+        Draws of patients for each interval.
+    """
+    from angio_ray.judging.evaluate import evaluate_experiment, evaluate_run
+    from angio_ray.judging.labelled import optional_key
+    from angio_ray.scoring.config import ConfigError
+
+    if (run is None) != (labels is None) or (run is None and experiment is None):
+        raise ConfigError("evaluate takes --experiment E, or --run R with --labels L")
+    if run is None and (against or bundle or data):
+        raise ConfigError("--against, --bundle and --data go with --run")
+    if resamples < 100:
+        raise ConfigError(f"--resamples {resamples}: at least 100")
+    root = _root(tables, clips)
+    with _argument_errors():
+        key = optional_key(tables, key_file)
+        if run is not None and labels is not None:
+            found = evaluate_run(
+                root,
+                run,
+                labels,
+                key=key,
+                against=against,
+                bundles=bundle or (),
+                experiment=experiment,
+                data=data,
+                resamples=resamples,
+            )
+        else:
+            found = evaluate_experiment(root, str(experiment), key=key, resamples=resamples)
+    found.print(Console(highlight=False))
+    return 0
+
+
+@app.command
+def calibrate(
+    *,
+    bundle: Path,
+    run: str,
+    labels: str,
+    tables: Tables,
+    out: Path,
+    rule: Literal["youden", "sensitivity", "specificity"] = "youden",
+    at_least: float | None = None,
+    clips: Clips = None,
+    key_file: Path | None = None,
+) -> int:
+    """Set a bundle's threshold on your own labelled patients, without retraining: a new bundle with a new digest.
+
+    Parameters
+    ----------
+    bundle:
+        Folder of the bundle that scored the run.
+    run:
+        A scored run on the labelled clips.
+    labels:
+        A set of labels in the tables, or a CSV or Parquet file.
+    out:
+        New folder for the bundle; `score --bundles DIR` finds it as DIR/quality.
+    rule:
+        youden, or the best threshold at a fixed sensitivity or specificity (positive: unsatisfactory).
+    at_least:
+        That sensitivity or specificity, 0 to 1.
+    key_file:
+        File with the pseudonym key, for label files. Default: $ANGIO_RAY_KEY_FILE, else beside the tables.
+    """
+    from angio_ray.judging.calibrate import calibrate as run_calibrate
+    from angio_ray.judging.labelled import optional_key
+
+    root = _root(tables, clips)
+    with _argument_errors():
+        key = optional_key(tables, key_file)
+        found = run_calibrate(root, bundle, run, labels, out, key=key, rule=rule, at_least=at_least)
+    console = Console(highlight=False)
+    found.print(console)
+    console.print(f"bundle: {out}", soft_wrap=True)
+    return 0
+
+
+@app.command
+def review(
+    *,
+    tables: Tables,
+    run: str | None = None,
+    out: Path | None = None,
+    per_kind: int = 40,
+    again: Annotated[bool, Parameter(negative="")] = False,
+    read: Annotated[tuple[Path, Path] | None, Parameter(negative="")] = None,
+    labels: str | None = None,
+    consensus: Path | None = None,
+    conflicts: Path | None = None,
+    replace: Annotated[bool, Parameter(negative="")] = False,
+    clips: Clips = None,
+    key_file: Path | None = None,
+) -> int:
+    """Have clips read by two people: contact sheets and forms of a run, and what comes back as labels.
+
+    Parameters
+    ----------
+    run:
+        A scored run: makes sheets of clips called unsatisfactory, rejected, or near the threshold.
+    out:
+        New folder for sheets and forms.
+    per_kind:
+        Most clips of each kind.
+    again:
+        Also clips whose quality is labelled in these tables already.
+    read:
+        The two readers' forms: prints agreement (kappa) and conflicts.
+    labels:
+        Name for the labels that both readers agree on; without it nothing is stored.
+    consensus:
+        A form on which the readers settled their conflicts together.
+    conflicts:
+        CSV file to write the conflicting clips to, to be filled in and given as --consensus.
+    replace:
+        Replace another set of labels of that name.
+    key_file:
+        File with the pseudonym key. Default: $ANGIO_RAY_KEY_FILE, else beside the tables.
+    """
+    from angio_ray.scoring.config import ConfigError
+
+    if (run is None) == (read is None) or (run is not None) != (out is not None):
+        raise ConfigError("review takes --run R --out DIR, or --read A.csv B.csv")
+    if per_kind < 1:
+        raise ConfigError(f"--per-kind {per_kind}: at least 1")
+    root = _root(tables, clips)
+    console = Console(highlight=False)
+    with _argument_errors():
+        if run is not None and out is not None:
+            from angio_ray.judging.sheets import make_sheets
+
+            for line in make_sheets(root, run, out, per_kind=per_kind, again=again).lines():
+                console.print(line, soft_wrap=True)
+        elif read is not None:
+            from angio_ray.judging.labelled import tables_key
+            from angio_ray.judging.readers import read_forms
+
+            reading = read_forms(
+                root,
+                tables_key(tables, key_file),
+                read,
+                labels=labels,
+                consensus=consensus,
+                conflicts=conflicts,
+                replace_labels=replace,
+            )
+            reading.print(console)
+    return 0
+
+
+@app.command
+def report(
+    *,
+    tables: Tables,
+    out: Path = Path("report.html"),
+    experiment: Words = (),
+    run: Words = (),
+    bundles: Path | None = None,
+    clips: Clips = None,
+    examples: int = 3,
+    time_clips: int = 0,
+) -> int:
+    """Write one self-contained HTML file: curves, tables beside the paper's, runs, examples with heat maps.
+
+    Parameters
+    ----------
+    out:
+        The file.
+    experiment:
+        Experiments to report, with commas between. Default, when no run is named either: all, and all runs.
+    run:
+        Runs to report, with commas between; their figures come from `evaluate --run`.
+    bundles:
+        Folder in which the models' bundles are looked for, for the heat maps. Default: TABLES.training.
+    examples:
+        Clips shown of each outcome; 0 reads no clip.
+    time_clips:
+        Clips that each net is timed on for the table of cost; 0: not timed.
+    """
+    from angio_ray.judging.report import write_report
+
+    trained = Path(tables.removeprefix("file://").rstrip("/") + ".training")
+    with _argument_errors():
+        done = write_report(
+            _root(tables, clips), out, experiments=experiment, runs=run, bundles=[bundles or trained],
+            examples=examples, time_clips=time_clips,
+        )  # fmt: skip
+    say = Console(stderr=True, highlight=False, soft_wrap=True)
+    for note in done.notes:
+        say.print(note, markup=False)
+    say.print(
+        f"{done.num_models} models on labelled sets, {done.num_runs} runs, {done.num_pictures} pictures "
+        f"({done.size_bytes / 1e6:.1f} MB)"
+    )
+    print(done.path)
+    return 0
 
 
 @tables_app.command

@@ -26,7 +26,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "phantom": {"clip", "sampling", "storage", "dicom"},
     "evaluation": {"clip", "tables"},
     "scoring": {"clip", "storage", "sampling", "pseudonyms", "dicom", "models", "tables"},
-    "training": {"clip", "storage", "sampling", "pseudonyms", "dicom", "models", "tables", "phantom", "evaluation"},
+    "training": {
+        "clip", "storage", "sampling", "pseudonyms", "dicom", "models", "tables", "phantom", "evaluation", "scoring",
+    },
+    "judging": {
+        "clip", "storage", "sampling", "pseudonyms", "dicom", "models", "tables", "evaluation", "training", "scoring",
+    },
 }
 # What starts the rest: nothing inside imports these, and they may know all.
 ENTRIES = {"cli", "demo", "doctor"}

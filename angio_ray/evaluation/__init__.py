@@ -1,1 +1,1 @@
-"""What finished runs say: comparisons of runs. Reads the tables, scores nothing."""
+"""What scores, labels and runs say: figures with their intervals, thresholds, agreement of readers, comparisons of runs."""

@@ -13,7 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
@@ -61,18 +61,23 @@ class Bundle:
     """As measured when it was trained, on data of its `trained_on`."""
     training_patients: tuple[str, ...] = ()
     """Keyed hashes of the patients it has seen, sorted: their rows are in-sample in any evaluation."""
+    threshold_from: str | None = None
+    """The clips that a threshold set after the training is from; None where it is the training's own."""
     weights: tuple[bytes, ...] = field(repr=False)
     """safetensors files; several make an ensemble (mean of probabilities)."""
     digest: str
     """SHA-256 over the canonical JSON of all the above, with each weight file's SHA-256 in place of its bytes."""
 
-    def check(self, name: str | None = None) -> None:
-        """Raise BundleError unless digest, names, values, and every tensor's name and shape fit the net (`name`: in messages)."""
+    def check(self, name: str | None = None, *, weights: bool = True) -> None:
+        """Raise BundleError unless digest, names, values, and every tensor's name and shape fit the net (`name`: in messages).
+
+        With `weights` False tensors are not looked at: enough for its facts, and it loads no torch.
+        """
         name = name or f"{self.task} bundle"
         if _digest(self) != self.digest:
             raise BundleError(f"{name}: its contents do not have the digest that it states")
         spec = _check_facts(self, name)
-        for number, data in enumerate(self.weights):
+        for number, data in enumerate(self.weights if weights else ()):
             _check_weights(self, spec, data, f"{name}, weights {number}" if len(self.weights) > 1 else name)
 
     def ensemble(self) -> Ensemble:
@@ -90,16 +95,30 @@ class Bundle:
             members.append(ClipClassifier(NETS[self.net], mean=self.mean, std=self.std, net=net))
         return Ensemble(members).eval()
 
-    def with_threshold(self, threshold: float) -> Bundle:
-        """The same model at another operating point, set on own labels: a new digest, so runs tell the two apart."""
-        changed = replace(self, threshold=float(threshold))
+    def with_threshold(
+        self, threshold: float, *, threshold_from: str | None = None, patients: Collection[str] = ()
+    ) -> Bundle:
+        """The same model at another operating point, set on own labels: a new digest, so runs tell the two apart.
+
+        `patients` (keyed hashes) are those that the threshold was set on: they count as seen from now on. What the weights
+        were trained on stays as it is.
+        """
+        changed = replace(
+            self,
+            threshold=float(threshold),
+            threshold_from=threshold_from,
+            training_patients=tuple(sorted({*self.training_patients, *patients})),
+        )
         changed = replace(changed, digest=_digest(changed))
-        changed.check()
+        changed.check(weights=False)
         return changed
 
 
-def load_bundle(path: str | Path) -> Bundle:
-    """Read and check a bundle folder; BundleError with one clear line when it is missing, altered or does not fit its net."""
+def load_bundle(path: str | Path, *, weights: bool = True) -> Bundle:
+    """Read and check a bundle folder; BundleError with one clear line when it is missing, altered or does not fit its net.
+
+    With `weights` False tensors are checked by their digest alone, as in `Bundle.check`.
+    """
     folder = Path(path)
     try:
         manifest = json.loads((folder / _MANIFEST).read_text("utf-8"))
@@ -110,7 +129,7 @@ def load_bundle(path: str | Path) -> Bundle:
     if not isinstance(manifest, dict) or manifest.get("format") != _FORMAT:
         raise BundleError(f"bundle {folder}: {_MANIFEST} is not of the format {_FORMAT!r}")
     bundle = _from_manifest(manifest, folder)
-    bundle.check(f"bundle {folder}")
+    bundle.check(f"bundle {folder}", weights=weights)
     return bundle
 
 
@@ -181,10 +200,24 @@ def write_bundle(
     return bundle
 
 
+def save_bundle(path: str | Path, bundle: Bundle, *, card: str | None = None) -> None:
+    """Write a bundle that was loaded as a folder, its older bundle replaced. `card`: MODEL_CARD.md; default: the facts alone.
+
+    Raises BundleError where its digest is not its own or the folder cannot be written.
+    """
+    bundle.check(f"bundle {path}", weights=False)
+    try:
+        _write_folder(Path(path), bundle, card or _default_card(bundle))
+    except OSError as error:
+        raise BundleError(f"bundle {path} cannot be written: {error.strerror}") from error
+
+
 def _facts(bundle: Bundle) -> dict[str, Any]:
     """The manifest but for its digest."""
     facts = asdict(replace(bundle, weights=()))
     del facts["digest"]
+    if bundle.threshold_from is None:  # a bundle as trained keeps the digest that it always had
+        del facts["threshold_from"]
     names = ["weights.safetensors"] if len(bundle.weights) == 1 else [
         f"weights-{i}.safetensors" for i in range(len(bundle.weights))]
     facts["weights"] = [
@@ -212,7 +245,9 @@ def _from_manifest(manifest: Mapping[str, Any], folder: Path) -> Bundle:
             classes=tuple(map(str, manifest["classes"])), threshold=float(manifest["threshold"]),
             trained_on=manifest["trained_on"], mean=_triple(manifest["mean"]), std=_triple(manifest["std"]),
             metrics={str(k): float(v) for k, v in manifest["metrics"].items()},
-            training_patients=tuple(map(str, manifest["training_patients"])), weights=data, digest=str(manifest["digest"]),
+            training_patients=tuple(map(str, manifest["training_patients"])),
+            threshold_from=str(manifest["threshold_from"]) if "threshold_from" in manifest else None,
+            weights=data, digest=str(manifest["digest"]),
         )
     except BundleError:
         raise
@@ -323,6 +358,7 @@ def _default_card(bundle: Bundle) -> str:
         f"- Input: {window.num_frames} frames of {window.size} x {window.size} px, every {window.stride}. of {window.length} "
         f"at {window.fps:g}/s from frame {window.start}.",
         f"- Output: probability of {bundle.classes[-1]}; at or above {bundle.threshold:g} the clip is called so.",
+        *([f"- Threshold: {bundle.threshold_from}."] if bundle.threshold_from else []),
         f"- Weights: {len(bundle.weights)} file(s), digest {bundle.digest}.",
         f"- Training patients: {len(bundle.training_patients)}.",
         *(f"- {name}: {value:.4g}" for name, value in sorted(bundle.metrics.items())),

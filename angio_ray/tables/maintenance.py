@@ -28,7 +28,7 @@ from angio_ray.tables.root import (
     missing_columns,
 )
 from angio_ray.tables.run_log import COMPACTION, run_state
-from angio_ray.tables.schema import TABLES, declaration
+from angio_ray.tables.schema import SCORING, TABLES, declaration
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +71,8 @@ def vacuum(root: TableRoot, hours: int = MIN_VACUUM_HOURS) -> dict[str, int]:
     if hours < MIN_VACUUM_HOURS:
         raise TablesError(f"vacuum keeps at least {MIN_VACUUM_HOURS} hours, not {hours}")
     # never `full`: that deletes every file the log does not name, those of a commit under way too
-    return {table: len(root.open(table).vacuum(retention_hours=hours, dry_run=False, full=False)) for table in TABLES}
+    present = [table for table in TABLES if table in SCORING or root.exists(table)]
+    return {table: len(root.open(table).vacuum(retention_hours=hours, dry_run=False, full=False)) for table in present}
 
 
 def upgrade(root: TableRoot) -> list[str]:
@@ -82,9 +83,12 @@ def upgrade(root: TableRoot) -> list[str]:
     done: list[str] = []
     key = fingerprint(root.open("scores"))
     for table in TABLES:
-        if not root.exists(table) and key is not None:
-            root.create(table, key)
-            done.append(f"{table}: made")
+        if not root.exists(table):
+            if table not in SCORING:
+                continue  # made by the first training
+            if key is not None:
+                root.create(table, key)
+                done.append(f"{table}: made")
         handle = root.open(table)
         declared = {field["name"]: field for field in declaration(table)["fields"]}
         if missing := missing_columns(table, handle):

@@ -1,20 +1,21 @@
 """Where the tables lie, how they are made, and which key their pseudonyms belong to.
 
-Result tables (`scores`, `runs`) lie under one root; `clips` and `manifests` hold URIs and original identifiers and may
-lie under another. Knows nothing of runs, rows or SQL.
+Result tables (`scores`, `runs`, those of training) lie under one root; `clips` and `manifests` hold URIs and original
+identifiers and may lie under another. Knows nothing of runs, rows or SQL.
 """
 
 from __future__ import annotations
 
 import logging
 import re
+from collections.abc import Sequence
 from typing import Protocol
 
 import pyarrow as pa
 from deltalake import DeltaTable, Schema
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
-from angio_ray.tables.schema import TABLES, arrow_schema, declaration, delta_json
+from angio_ray.tables.schema import SCORING, arrow_schema, declaration, delta_json
 
 logger = logging.getLogger(__name__)
 
@@ -79,20 +80,20 @@ class TableRoot:
             return False
         return True
 
-    def ensure(self, key_fingerprint: str) -> None:
-        """Makes the tables that are absent, and checks that all belong to the key.
+    def ensure(self, key_fingerprint: str, tables: Sequence[str] = SCORING) -> None:
+        """Makes those of `tables` that are absent, and checks that all of them belong to the key.
 
         Safe when several processes do it at once: a table with schema, comments, constraints and fingerprint is one
         commit, and one of them wins. Raises KeyMismatch, or TablesError for tables of an older release and for a store
         that does not answer.
         """
         try:
-            self._ensure(key_fingerprint)
+            self._ensure(key_fingerprint, tables)
         except STORE_ERRORS as error:
             raise TablesError(f"the tables cannot be used: {describe(error)}") from None
 
-    def _ensure(self, key_fingerprint: str) -> None:
-        for table in TABLES:
+    def _ensure(self, key_fingerprint: str, tables: Sequence[str]) -> None:
+        for table in tables:
             if not self.exists(table):
                 self.create(table, key_fingerprint)
             handle = self.open(table)

@@ -12,7 +12,13 @@ from typing import Any
 
 import pyarrow as pa
 
-TABLES = ("scores", "clips", "runs", "manifests")
+SCORING = ("scores", "clips", "runs", "manifests")
+"""Tables that every project has."""
+
+TRAINING = ("labels", "folds", "predictions", "metrics")
+"""Tables that a project gets when it trains or evaluates."""
+
+TABLES = SCORING + TRAINING
 
 _PRIMITIVES: dict[str, pa.DataType] = {
     "string": pa.string(),

@@ -1,4 +1,4 @@
-"""SQL over the tables: DuckDB on one snapshot of each Delta table, with the ready-made views of `views.sql`.
+"""SQL over the tables: DuckDB on one snapshot of each Delta table, with the ready-made views of `views*.sql`.
 
 Read-only in effect: no file, network or extension can be reached from a query. Knows nothing of how rows came about.
 """
@@ -22,6 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from angio_ray.tables.root import STORE_ERRORS, TableRoot, TablesError, describe
+from angio_ray.tables.schema import TRAINING, empty
 
 logger = logging.getLogger(__name__)
 
@@ -47,6 +48,11 @@ def connect(root: TableRoot) -> duckdb.DuckDBPyConnection:
     try:
         for table in ("scores", "runs"):
             connection.register(table, root.open(table).to_pyarrow_dataset())
+        for table in TRAINING:
+            try:
+                connection.register(table, root.open(table).to_pyarrow_dataset())
+            except TablesError:  # nothing was trained yet
+                connection.register(table, empty(table))
     except STORE_ERRORS as error:
         raise TablesError(f"the tables cannot be read: {describe(error)}") from None
     has_clips = True
@@ -59,6 +65,7 @@ def connect(root: TableRoot) -> duckdb.DuckDBPyConnection:
     connection.execute("SET TimeZone = 'UTC'")
     connection.execute(_text("views_clips.sql") if has_clips else _NO_STUDY_DAYS)
     connection.execute(_text("views.sql"))
+    connection.execute(_text("views_training.sql"))
     # last, since it cannot be taken back: a query reads what is registered and nothing else
     connection.execute("SET enable_external_access = false")
     connection.execute("SET lock_configuration = true")

@@ -11,7 +11,7 @@ from angio_ray.storage import Storage
 from angio_ray.tables.maintenance import compact, upgrade, vacuum
 from angio_ray.tables.root import TableRoot, TablesError
 from angio_ray.tables.run_log import RunHeld, RunLog
-from angio_ray.tables.schema import TABLES, arrow_schema, declaration
+from angio_ray.tables.schema import SCORING, TABLES, arrow_schema, declaration
 from tests.tables.run_driver import CONFIG, FINGERPRINT, object_ids, score_rows
 from tests.tables.test_run_log import Spawn, clip_rows, read_until, stored, take, undisturbed
 
@@ -112,6 +112,8 @@ def test_vacuum_keeps_a_week_and_the_rows(root: TableRoot) -> None:
     compact(root)
     with pytest.raises(TablesError, match="at least 168 hours"):
         vacuum(root, 167)
+    assert vacuum(root) == dict.fromkeys(SCORING, 0)
+    root.ensure(FINGERPRINT, TABLES)
     assert vacuum(root) == dict.fromkeys(TABLES, 0)
     assert stored(root) == undisturbed()
 

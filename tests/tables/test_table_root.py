@@ -10,13 +10,16 @@ from deltalake.exceptions import DeltaError
 
 from angio_ray.storage import Storage
 from angio_ray.tables.root import KeyMismatch, TableRoot, TablesError
-from angio_ray.tables.schema import TABLES
+from angio_ray.tables.schema import SCORING, TABLES
 from tests.tables.run_driver import FINGERPRINT, object_ids, score_rows
 
 
 def test_ensure_makes_all_tables_once(root: TableRoot) -> None:
     root.ensure(FINGERPRINT)
-    assert [root.open(table).version() for table in TABLES] == [0, 0, 0, 0]
+    assert [root.open(table).version() for table in SCORING] == [0, 0, 0, 0]
+    assert [root.exists(table) for table in TABLES if table not in SCORING] == [False] * 4, "before the first training"
+    root.ensure(FINGERPRINT, TABLES)
+    assert [root.open(table).version() for table in TABLES] == [0] * 8
     assert root.open("scores").metadata().description.startswith("One row per (run, object)")
 
 
@@ -64,7 +67,7 @@ except KeyMismatch:
         for process in processes:
             process.kill()
             process.communicate()
-    made_by = [DeltaTable(str(tables / t)).metadata().configuration["angio_ray.key_fingerprint"] for t in TABLES]
+    made_by = [DeltaTable(str(tables / t)).metadata().configuration["angio_ray.key_fingerprint"] for t in SCORING]
     assert len(set(made_by)) == 1
     assert codes == [0 if key == made_by[0] else 2 for key in keys]
 

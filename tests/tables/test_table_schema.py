@@ -35,7 +35,7 @@ def test_clips_have_every_header_fact() -> None:
     assert facts <= set(schema.arrow_schema("clips").names)
 
 
-@pytest.mark.parametrize("table", ["scores", "runs"])
+@pytest.mark.parametrize("table", ["scores", "runs", *schema.TRAINING])
 def test_result_tables_hold_no_identifier(table: str) -> None:
     identifying = {"uri", "sop_instance_uid", "study_instance_uid", "dicom_patient_id", "study_date", "institution"}
     assert not identifying & set(schema.arrow_schema(table).names)

@@ -1,0 +1,322 @@
+"""One model on labelled clips, everything that is reported of it; the table as the paper prints it; two models on the same clips.
+
+    rows of `predictions` -> assess -> Assessment     two of them -> compare_assessed     Assessments -> print_assessments
+
+Rows of patients that the model has seen are marked, counted and left out. Knows where rows come from as little as what
+the model is: a row is a clip with its patient, target, probability and threshold.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from angio_ray.evaluation.bootstrap import RESAMPLES
+from angio_ray.evaluation.intervals import CALIBRATION_FIGURES, DEFAULT_FIGURES, Interval, intervals
+from angio_ray.evaluation.metrics import (
+    Calibration,
+    DecisionCurve,
+    Metrics,
+    binary_metrics,
+    calibration,
+    decision_curve,
+)
+from angio_ray.evaluation.paired import PairedComparison, compare_models
+from angio_ray.evaluation.pooled import FoldsSummary, Subgroup, by_subgroup, folds_summary
+
+PAPER_FIGURES = ("auc", "accuracy", "precision", "sensitivity", "specificity", "f1")
+"""The paper's columns, in its order."""
+
+MOST_VALUES = 12
+"""Values of a header fact that get a subgroup of their own, those with most clips; the others are one: OTHER."""
+OTHER = "other values"
+
+Facts = Mapping[str, Mapping[str, str | None]]
+"""Name of a header fact -> clip_id -> its value; a clip that is missing has none."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Assessment:
+    """What is known of one model on some labelled clips; all figures are of held-out rows."""
+
+    title: str
+    rows: pa.Table
+    """The held-out rows: clip_id, group_id, target, probability, threshold, synthetic, and fold where there are folds."""
+    metrics: Metrics
+    """Pooled, where there are folds."""
+    intervals: Mapping[str, Interval]
+    folds: FoldsSummary | None
+    """None for a set without folds."""
+    calibration: Calibration
+    calibration_intervals: Mapping[str, Interval]
+    decision: DecisionCurve
+    subgroups: Mapping[str, tuple[Subgroup, ...]]
+    """Header fact -> its values' figures; facts that have one value only are left out."""
+    num_patients: int
+    num_in_sample: int
+    """Rows left out since the model (or its threshold) has seen the patient."""
+    data_domain: str
+    """synthetic | patients | mixed."""
+    model_domain: str | None
+    unscored: Mapping[str, int]
+    """Labelled clips without a score, by why; they are in no figure."""
+
+
+def assess(
+    rows: pa.Table,
+    *,
+    title: str,
+    facts: Facts | None = None,
+    unscored: Mapping[str, int] | None = None,
+    resamples: int = RESAMPLES,
+    seed: int = 0,
+) -> Assessment:
+    """All figures of rows of `predictions` (test or independent ones, in-sample ones marked) of one model.
+
+    Rows with a fold are judged as folds, else as one set. Raises ValueError without held-out rows, or where one has no
+    threshold.
+    """
+    labelled = rows.filter(pc.is_valid(rows["target"]))
+    marks = labelled["in_sample"].to_numpy(zero_copy_only=False).astype(bool)
+    held_out = labelled.filter(pa.array(~marks))
+    if not held_out.num_rows:
+        why = (
+            f"all {len(labelled):,} are of patients that the model has seen" if len(labelled) else "no clip has a label"
+        )
+        raise ValueError(f"{title}: no held-out row ({why})")
+    if held_out["threshold"].null_count:
+        raise ValueError(f"{title}: {held_out['threshold'].null_count:,} rows have no operating threshold")
+    target, probability, patients, threshold = _columns(held_out)
+    draws = {"resamples": resamples, "seed": seed}
+    folds = None
+    if held_out["fold"].null_count == 0:
+        folds = folds_summary(
+            *_columns(labelled)[:3],
+            labelled["fold"].to_numpy(),
+            _thresholds(labelled),
+            in_sample_N=marks,
+            resamples=resamples,
+            seed=seed,
+        )
+    return Assessment(
+        title=title,
+        rows=held_out,
+        metrics=folds.pooled if folds else binary_metrics(target, probability, threshold),
+        intervals=folds.pooled_intervals
+        if folds
+        else intervals(target, probability, patients, threshold=threshold, figures=DEFAULT_FIGURES, **draws),
+        folds=folds,
+        calibration=calibration(target, probability),
+        calibration_intervals=intervals(
+            target, probability, patients, threshold=threshold, figures=CALIBRATION_FIGURES, **draws
+        ),
+        decision=decision_curve(target, probability),
+        subgroups=_subgroups(held_out, facts or {}, resamples, seed),
+        num_patients=len(set(patients)),
+        num_in_sample=int(marks.sum()),
+        data_domain=_domain(held_out["synthetic"].to_pylist()),
+        model_domain=_one(rows["model_domain"].to_pylist()),
+        unscored=dict(unscored or {}),
+    )
+
+
+def compare_assessed(
+    a: Assessment, b: Assessment, *, resamples: int = RESAMPLES, seed: int = 0
+) -> PairedComparison | None:
+    """B less A on the clips that both models held out, None where there are none.
+
+    Raises ValueError where a clip has another label in the one than in the other.
+    """
+    keys = ["clip_id", "group_id", "target", "probability", "threshold"]
+    both = (
+        a.rows.select(keys)
+        .join(b.rows.select(keys), "clip_id", join_type="inner", right_suffix="_b")
+        .sort_by("clip_id")
+    )
+    if not both.num_rows:
+        return None
+    if (differing := int(pc.sum(pc.not_equal(both["target"], both["target_b"])).as_py())) > 0:
+        raise ValueError(f"{a.title} and {b.title} have other labels for {differing:,} clips: they cannot be compared")
+    target, probability, patients, threshold = _columns(both)
+    return compare_models(
+        target,
+        probability,
+        both["probability_b"].to_numpy().astype(float),
+        patients,
+        threshold_a=threshold,
+        threshold_b=both["threshold_b"].to_numpy().astype(float),
+        resamples=resamples,
+        seed=seed,
+    )
+
+
+def _columns(rows: pa.Table) -> tuple[np.ndarray, np.ndarray, list[str], np.ndarray]:
+    """Target, probability, patients and threshold of the rows."""
+    target = rows["target"].to_numpy(zero_copy_only=False).astype(np.int64)
+    return target, rows["probability"].to_numpy().astype(float), rows["group_id"].to_pylist(), _thresholds(rows)
+
+
+def _thresholds(rows: pa.Table) -> np.ndarray:
+    return np.array(rows["threshold"].to_pylist(), float)
+
+
+def _subgroups(rows: pa.Table, facts: Facts, resamples: int, seed: int) -> dict[str, tuple[Subgroup, ...]]:
+    target, probability, patients, threshold = _columns(rows)
+    found = {}
+    for fact, values in facts.items():
+        of_rows = [values.get(clip_id) for clip_id in rows["clip_id"].to_pylist()]
+        counted = Counter(value for value in of_rows if value is not None).most_common()
+        if len({*of_rows}) < 2:
+            continue
+        rare = {value for value, _ in counted[MOST_VALUES - 1 :]} if len(counted) > MOST_VALUES else set()
+        named = [OTHER if value in rare else value for value in of_rows]
+        found[fact] = by_subgroup(target, probability, patients, threshold, named, resamples=resamples, seed=seed)
+    return found
+
+
+def _domain(synthetic: Sequence[bool | None]) -> str:
+    if all(synthetic):
+        return "synthetic"
+    return "mixed" if any(synthetic) else "patients"
+
+
+def _one(values: Sequence[str | None]) -> str | None:
+    return ", ".join(sorted({value for value in values if value is not None})) or None
+
+
+# -- what people read ------------------------------------------------------------------------------------------------
+
+
+def print_assessments(found: Sequence[Assessment], console: Console) -> None:
+    """The paper's table, one line a model (and one of its folds), and below it what each model's clips were."""
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for name in ("", "AUC", "accuracy", "precision", "sensitivity", "specificity", "F1"):
+        table.add_column(name, overflow="fold")
+    for one in found:
+        table.add_row(Text(one.title), *(_figure(one, name) for name in PAPER_FIGURES))
+        if one.folds is not None and len(one.folds.folds) > 1:
+            means = [one.folds.mean_of_folds[name] for name in PAPER_FIGURES]
+            cells = (
+                "-" if m.mean is None else f"{m.mean:.3f}" + ("" if m.sd is None else f" ± {m.sd:.3f}") for m in means
+            )
+            table.add_row(f"  mean ± sd of {len(one.folds.folds)} folds", *cells)
+    console.print(table)
+    console.print("(95 % intervals; positive: unsatisfactory)", style="dim")
+    for one in found:
+        console.print()
+        for line in _lines(one):
+            console.print(Text(line), soft_wrap=True)
+        _print_subgroups(one, console)
+
+
+def print_comparison(a: str, b: str, found: PairedComparison, console: Console) -> None:
+    """B less A, figure by figure, and McNemar's test."""
+    console.print(
+        f"\n{b} less {a}, on the {found.num_rows:,} clips of {found.num_patients:,} patients that both held out"
+    )
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for name in ("", "difference", "95 % interval", "p"):
+        table.add_column(name)
+    for name in PAPER_FIGURES:
+        one = found.differences[name]
+        limits = "-" if one.low is None or one.high is None else f"{one.low:+.3f} to {one.high:+.3f}"
+        p = "-" if one.p_value is None else f"{one.p_value:.3g}"
+        table.add_row(name, "-" if one.estimate is None else f"{one.estimate:+.3f}", limits, p)
+    console.print(table)
+    test = found.mcnemar
+    chance = test.p_exact if test.independent else test.p_clustered
+    told = f"McNemar: right in {a} only {test.only_a_right:,}, in {b} only {test.only_b_right:,}"
+    console.print(
+        f"{told}, p {'-' if chance is None else f'{chance:.3g}'}" + ("" if test.independent else " (by patients)")
+    )
+
+
+def _figure(one: Assessment, name: str) -> str:
+    value, limits = one.metrics.figures()[name], one.intervals.get(name)
+    if value is None:
+        return "-"
+    if limits is None or limits.low is None or limits.high is None:
+        return f"{value:.3f}"
+    return f"{value:.3f} ({limits.low:.3f}-{limits.high:.3f})"
+
+
+def _lines(one: Assessment) -> list[str]:
+    m, counts = one.metrics, one.metrics.confusion
+    clips = {"synthetic": "synthetic clips", "patients": "patients' clips"}.get(
+        one.data_domain, "clips, some synthetic,"
+    )
+    lines = [
+        f"{one.title}: {m.num_rows:,} {clips} of {one.num_patients:,} patients, {m.num_positive:,} unsatisfactory"
+        + (f"; model trained on {one.model_domain}" if one.model_domain else ""),
+        f"  unsatisfactory found {counts.true_positive:,}, missed {counts.false_negative:,}; "
+        f"satisfactory kept {counts.true_negative:,}, wrongly excluded {counts.false_positive:,}"
+        + ("" if m.threshold is None else f" (threshold {m.threshold:.4g})"),
+        f"  excludes {_percent(counts.positive_rate)} of the clips (labels: {_percent(counts.prevalence)}); "
+        f"of those kept {_percent(counts.npv)} are satisfactory",
+    ]
+    if one.folds is not None:
+        mean = one.folds.mean_of_folds["auc"]
+        if one.folds.num_patients_in_several_folds:
+            lines.append(
+                f"  {one.folds.num_patients_in_several_folds:,} patients are in several folds: no estimate for new patients"
+            )
+        if mean.mean is not None and m.auc is not None:
+            lines.append(f"  AUC pooled {m.auc:.3f}, mean of {mean.num_folds} folds {mean.mean:.3f}")
+    c = one.calibration
+    parts = [f"ECE {c.ece:.3f}"] if c.ece is not None else []
+    parts += [f"{name.split('_')[1]} {_with_limits(one.calibration_intervals[name])}" for name in CALIBRATION_FIGURES]
+    if m.brier is not None:
+        lines.append(f"  Brier {m.brier:.3f}; calibration: {', '.join(parts)}")
+    notes = Counter(found.note for found in one.intervals.values() if found.note)
+    lines += [f"  {note}" for note, _ in notes.most_common(2)]
+    if one.num_in_sample:
+        lines.append(
+            f"  in-sample rows kept out: {one.num_in_sample:,} (patients that the model or its threshold has seen)"
+        )
+    if one.unscored:
+        told = ", ".join(f"{n:,} {why}" for why, n in sorted(one.unscored.items(), key=lambda item: -item[1]))
+        lines.append(f"  labelled clips without a score, in no figure: {told}")
+    return lines
+
+
+def _print_subgroups(one: Assessment, console: Console) -> None:
+    if not one.subgroups:
+        return
+    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
+    for name in ("  subgroup", "", "clips", "patients", "unsat.", "AUC", "sensitivity", "specificity", "excluded"):
+        table.add_column(
+            name, justify="left" if name in ("  subgroup", "", "AUC", "sensitivity", "specificity") else "right"
+        )
+    for fact, groups in one.subgroups.items():
+        for number, group in enumerate(groups):
+            m = group.metrics
+            table.add_row(
+                f"  {fact}" if number == 0 else "",
+                Text(group.value or "not known"),
+                f"{m.num_rows:,}",
+                f"{group.num_patients:,}",
+                f"{m.num_positive:,}",
+                *(_with_limits(group.intervals[name]) for name in ("auc", "sensitivity", "specificity")),
+                _percent(m.confusion.positive_rate),
+            )
+    console.print(table)
+
+
+def _with_limits(found: Interval) -> str:
+    if found.estimate is None:
+        return "-"
+    if found.low is None or found.high is None:
+        return f"{found.estimate:.2f}"
+    return f"{found.estimate:.2f} ({found.low:.2f} to {found.high:.2f})"
+
+
+def _percent(share: float | None) -> str:
+    return "-" if share is None else f"{share:.1%}".replace("%", " %")

@@ -1,0 +1,368 @@
+"""`angio-ray evaluate`: an experiment's held-out predictions, or a scored run against labels, become rows of `metrics`.
+
+    predictions -> evaluate_experiment     run + labels -> predictions -> evaluate_run     -> Assessments, metrics
+
+All figures of a model on some data are written by one call, so a rerun replaces and never doubles them. What a figure is
+stands in `evaluation`; here is only what it is of.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+from rich.console import Console
+
+from angio_ray.evaluation.assess import Assessment, assess, compare_assessed, print_assessments, print_comparison
+from angio_ray.evaluation.bootstrap import RESAMPLES
+from angio_ray.evaluation.metrics import FIGURES
+from angio_ray.evaluation.paired import PairedComparison
+from angio_ray.judging.labelled import (
+    Labels,
+    header_facts,
+    load_labels,
+    only_writer,
+    prepare,
+    run_scores,
+    training_patients,
+)
+from angio_ray.pseudonyms import PseudonymKey
+from angio_ray.tables.root import TableRoot, TablesError
+from angio_ray.tables.row_sets import read_set
+from angio_ray.training.labels import task_clips
+from angio_ray.training.predictions import (
+    ModelFacts,
+    Row,
+    calibration_rows,
+    comparison_rows,
+    decision_rows,
+    folds_rows,
+    metrics_rows,
+    read_predictions,
+    subgroup_rows,
+    write_metrics,
+    write_set_predictions,
+)
+
+OUT_OF_FOLD = "out_of_fold"
+"""Name in `metrics` of an experiment's own left-out clips."""
+_FOLDS = "folds"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Judged:
+    """A model's assessment and where it is filed."""
+
+    experiment: str
+    model: str
+    data: str
+    """In `metrics`."""
+    bundle: str | None
+    assessment: Assessment
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Evaluation:
+    """What one call judged."""
+
+    models: tuple[Judged, ...]
+    comparisons: tuple[tuple[Judged, Judged, PairedComparison], ...]
+    """(A, B, B less A); filed with B."""
+    notes: tuple[str, ...]
+    num_rows: int
+    """Rows of `metrics`, 0 where they were there already."""
+
+    def print(self, console: Console) -> None:
+        """Tables and notes, for people."""
+        print_assessments([judged.assessment for judged in self.models], console)
+        for a, b, found in self.comparisons:
+            print_comparison(a.assessment.title, b.assessment.title, found, console)
+        if self.notes:
+            console.print()
+        for note in self.notes:
+            console.print(note, soft_wrap=True, markup=False)
+
+
+def evaluate_experiment(
+    root: TableRoot, experiment: str, *, key: PseudonymKey | None = None, resamples: int = RESAMPLES
+) -> Evaluation:
+    """Judge every model of an experiment on every set of clips that it predicted, and models of one set against each other.
+
+    The clips of the experiment's folds are judged on each fold's test part, pooled out of fold. Raises TablesError where
+    the experiment has no predictions, ValueError where it has no held-out ones.
+    """
+    prepare(root, key)
+    there = _predicted(root, experiment)
+    if not there:
+        raise TablesError(f"there are no predictions of experiment {experiment} ({_experiments(root)})")
+    judged: list[Judged] = []
+    notes: list[str] = []
+    for model, data in sorted(there):
+        folds = sorted(fold for fold in there[model, data] if fold is not None)
+        rows = pa.concat_tables(
+            [read_predictions(root, experiment, model, data=data, folds=[fold]) for fold in folds]
+            + ([read_predictions(root, experiment, model, data=data)] if None in there[model, data] else [])
+        )
+        rows = rows.filter(pc.is_in(rows["part"], pa.array(["test", "independent"])))
+        if not rows.num_rows:  # an ensemble of the folds has seen all of their patients
+            notes.append(f"{model} on {data}: no test rows, not judged")
+            continue
+        labels = next((name for name in _values(rows["label_set"])), None)
+        missing = _missing(root, rows)
+        found, said = _assess(root, rows, _title(model, data), labels, key, missing, resamples)
+        notes += [note for note in said if note not in notes]
+        bundles = _values(rows["bundle"])
+        filed = OUT_OF_FOLD if data == _FOLDS else data
+        judged.append(
+            Judged(
+                experiment=experiment,
+                model=model,
+                data=filed,
+                bundle=bundles[0] if len(bundles) == 1 else None,
+                assessment=found,
+            )
+        )
+    if not judged:
+        raise TablesError(f"experiment {experiment} has no test or independent row")
+    pairs = [(a, b) for a, b in combinations(judged, 2) if a.data == b.data]
+    return _file(root, judged, pairs, notes, resamples)
+
+
+def evaluate_run(
+    root: TableRoot,
+    run: str,
+    labels: str,
+    *,
+    key: PseudonymKey | None = None,
+    against: str | None = None,
+    bundles: Sequence[Path] = (),
+    experiment: str | None = None,
+    data: str | None = None,
+    resamples: int = RESAMPLES,
+) -> Evaluation:
+    """Judge a scored run on labelled clips, and against another run on the clips that both held out.
+
+    Parameters
+    ----------
+    labels
+        A set of the table `labels`, or a CSV or Parquet file (which needs the key).
+    against
+        Another run: differences are `run` less `against`.
+    bundles
+        Folders of the bundles that scored, or folders of such, where they do not ship and are of no fold in these tables:
+        a bundle names the patients that it has seen.
+    experiment
+        Name to file predictions and metrics under. Default: the run's.
+    data
+        Name of these clips. Default: that of the labels.
+
+    Raises
+    ------
+    TablesError
+        No such run or labels, or it cannot be known which patients the bundle has seen.
+    LabelError, ValueError
+        Labels that cannot be used; no held-out row.
+    """
+    prepare(root, key)
+    found = load_labels(root, labels, key)
+    notes = list(found.report)
+    judged = []
+    for name in (run,) if against is None else (against, run):
+        one, said = _judge_run(
+            root, name, found, key, bundles, experiment or name, data or found.name, experiment is not None, resamples
+        )
+        judged.append(one)
+        notes += [note for note in said if note not in notes]
+    return _file(root, judged, [(judged[0], judged[1])] if against is not None else [], notes, resamples)
+
+
+def _judge_run(
+    root: TableRoot,
+    run: str,
+    labels: Labels,
+    key: PseudonymKey | None,
+    bundles: Sequence[Path],
+    experiment: str,
+    data: str,
+    name_by_bundle: bool,
+    resamples: int,
+) -> tuple[Judged, list[str]]:
+    """One run on the labels; its rows are written to `predictions`, so that a report can draw them."""
+    clips, target = task_clips(labels.clips)
+    scores = run_scores(root, run, clips["clip_id"].to_pylist())
+    if not scores.probability:
+        raise TablesError(f"run {run} has no score of the {clips.num_rows:,} clips labelled in {labels.name}")
+    net, seen = training_patients(root, scores.bundle, bundles)
+    # two bundles of one net under one experiment are two models
+    model = f"{net}-{scores.bundle[:8]}" if name_by_bundle or net is None else net
+    facts = ModelFacts(
+        experiment=experiment,
+        model=model,
+        threshold=scores.threshold,
+        model_domain=scores.model_domain,
+        bundle=scores.bundle,
+        label_set=labels.label_set,
+    )
+    with only_writer():
+        write_set_predictions(root, facts, data, clips, target, scores.probability, training_patients=seen)
+    rows = read_predictions(root, experiment, model, data=data)
+    assessment, notes = _assess(
+        root, rows, f"{run}: {model}", labels.label_set, key, scores.unscored, resamples, labels
+    )
+    if not seen:
+        notes.append(f"{model}: its bundle names no training patients, so none could be marked in-sample")
+    elif not assessment.num_in_sample:
+        notes.append(
+            f"{model}: none of its {len(seen):,} training patients is among these (pseudonyms of another key would not show)"
+        )
+    return (
+        Judged(experiment=experiment, model=model, data=data, bundle=scores.bundle, assessment=assessment),
+        notes,
+    )
+
+
+def _assess(
+    root: TableRoot,
+    rows: pa.Table,
+    title: str,
+    label_set: str | None,
+    key: PseudonymKey | None,
+    unscored: Mapping[str, int],
+    resamples: int,
+    labels: Labels | None = None,
+) -> tuple[Assessment, list[str]]:
+    clips = labels.clips if labels else read_set(root, "labels", label_set=label_set) if label_set else None
+    facts, notes = header_facts(root, clips, rows["clip_id"].to_pylist(), key)
+    try:
+        return assess(rows, title=title, facts=facts, unscored=unscored, resamples=resamples), notes
+    except ValueError as error:
+        raise TablesError(str(error)) from error
+
+
+def _file(
+    root: TableRoot,
+    judged: Sequence[Judged],
+    pairs: Sequence[tuple[Judged, Judged]],
+    notes: Sequence[str],
+    resamples: int,
+) -> Evaluation:
+    """Compare the pairs and write all figures of each model in one call."""
+    comparisons = []
+    for a, b in pairs:
+        if (found := compare_assessed(a.assessment, b.assessment, resamples=resamples)) is not None:
+            comparisons.append((a, b, found))
+    written = 0
+    for one in judged:
+        rows = metric_rows(one.assessment)
+        for a, b, found in comparisons:
+            if b is one:
+                other = a.model if a.experiment == b.experiment else f"{a.experiment}/{a.model}"
+                rows += comparison_rows(found, other, scope=_scope(one.assessment))
+        rows += _foreign(root, one, rows)
+        facts = ModelFacts(
+            experiment=one.experiment,
+            model=one.model,
+            threshold=one.assessment.metrics.threshold,
+            model_domain=one.assessment.model_domain,
+            bundle=one.bundle,
+        )
+        with only_writer():
+            written += write_metrics(root, facts, one.data, rows, data_domain=one.assessment.data_domain)
+    return Evaluation(models=tuple(judged), comparisons=tuple(comparisons), notes=tuple(notes), num_rows=written)
+
+
+_OWN = frozenset(
+    {
+        *FIGURES,
+        *("true_positive", "false_positive", "false_negative", "true_negative"),
+        *("ece", "calibration_slope", "calibration_intercept", "calibration_in_the_large"),
+        *("net_benefit", "net_benefit_call_all", "mcnemar", "unscored_clips"),
+    }
+)
+"""Figures that are made here, and replaced by another call."""
+
+
+def _foreign(root: TableRoot, one: Judged, rows: Sequence[Row]) -> list[Row]:
+    """Rows under the same name that are not made here (epochs, core hours): a set is replaced as a whole, these stay."""
+    own = _OWN | {str(row["metric"]) for row in rows}
+    stored = read_set(root, "metrics", experiment=one.experiment, model=one.model, data=one.data)
+    made = {"experiment", "model", "data", "measured_at", "code_version"}
+    return [
+        {column: value for column, value in row.items() if column not in made}
+        for row in stored.to_pylist()
+        if row["metric"] not in own
+    ]
+
+
+def metric_rows(found: Assessment) -> list[Row]:
+    """The rows of `metrics` of one assessment: folds, pooled or set, subgroups, calibration, decision curve, rows left out."""
+    scope = _scope(found)
+    counts: dict[str, Any] = {"num_clips": found.metrics.num_rows, "num_patients": found.num_patients}
+    counts["num_positive"] = found.metrics.num_positive
+    if found.folds is not None:
+        rows = folds_rows(found.folds)
+    else:
+        rows = metrics_rows(
+            found.metrics,
+            scope=scope,
+            intervals=found.intervals,
+            num_patients=found.num_patients,
+            num_in_sample=found.num_in_sample,
+        )
+    rows += calibration_rows(found.calibration, scope=scope, intervals=found.calibration_intervals, **counts)
+    rows += decision_rows(found.decision, scope=scope, **counts)
+    for fact, groups in found.subgroups.items():
+        rows += subgroup_rows(fact.replace(" ", "_"), groups, scope=scope)
+    rows += [
+        {"scope": scope, "metric": "unscored_clips", "value": float(n), "subgroup": "outcome", "subgroup_value": why}
+        for why, n in found.unscored.items()
+    ]
+    return rows
+
+
+def _scope(found: Assessment) -> str:
+    return "set" if found.folds is None else "pooled"
+
+
+def _title(model: str, data: str) -> str:
+    return f"{model}, out of fold" if data == _FOLDS else f"{model} on {data}"
+
+
+def _missing(root: TableRoot, rows: pa.Table) -> dict[str, int]:
+    """Clips that the folds of these rows leave out, but that no model of theirs scored."""
+    scored = set(rows["clip_id"].to_pylist())
+    left_out: set[str] = set()
+    for fold_set in _values(rows["fold_set"]):
+        folds = read_set(root, "folds", fold_set=fold_set)
+        left_out.update(folds.filter(pc.equal(folds["part"], "test"))["clip_id"].to_pylist())
+    missing = len(left_out - scored)
+    return {"left out by a fold, not scored": missing} if missing else {}
+
+
+def _predicted(root: TableRoot, experiment: str) -> dict[tuple[str, str], set[int | None]]:
+    """(model, data) -> folds with rows (None: of no fold)."""
+    names = ["model", "data", "fold"]
+    rows = root.open("predictions").to_pyarrow_dataset()
+    found: dict[tuple[str, str], set[int | None]] = {}
+    for row in (
+        rows.to_table(columns=names, filter=pc.field("experiment") == experiment)
+        .group_by(names)
+        .aggregate([])
+        .to_pylist()
+    ):
+        found.setdefault((row["model"], row["data"]), set()).add(row["fold"])
+    return found
+
+
+def _experiments(root: TableRoot) -> str:
+    names = _values(root.open("predictions").to_pyarrow_dataset().to_table(columns=["experiment"])["experiment"])
+    return f"there is {', '.join(names)}" if names else "there are none at all: `angio-ray train` makes them"
+
+
+def _values(column: pa.ChunkedArray) -> list[Any]:
+    return sorted(value for value in pc.unique(column).to_pylist() if value is not None)

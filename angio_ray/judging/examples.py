@@ -1,0 +1,137 @@
+"""Pictures of example clips: the frames that a model saw, and beside them the same under a Grad-CAM heat map.
+
+    Example -> clip's URI -> sandboxed reader -> frames, heat -> animated WebP
+
+Bytes are untrusted: they are parsed and decoded in the reader's child process only. Clips whose header says that text is
+burned into the pixels get no picture. Knows no page and no figure.
+
+Shapes: T frames, H x W pixels.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import closing
+from dataclasses import replace
+from typing import Any
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from angio_ray.clip import ClipRejected
+from angio_ray.dicom.reader import ClipReader
+from angio_ray.evaluation.report import Example
+from angio_ray.models import TASKS
+from angio_ray.models.bundles import Bundle
+from angio_ray.sampling import ClipWindow
+from angio_ray.storage import ObjectInfo, Storage, StorageUnavailable
+
+log = logging.getLogger(__name__)
+
+SHOWN_PX = 224
+"""Side of a shown frame: more than the nets' 160 px, so that people see what the clip is."""
+_QUALITY = 55
+_HEAT = 0.45
+"""Most that the heat covers of the frame."""
+_DIFFERS = 0.02
+"""A probability that differs by more from the stored one is said: another precision, another file, another clip."""
+
+
+def add_pictures(
+    examples: Sequence[Example],
+    places: Mapping[str, Mapping[str, Any]],
+    find_bundle: Callable[[str], Bundle | None],
+    *,
+    assume_fps: float | None = None,
+) -> None:
+    """Give each example its picture, or a note of why it has none.
+
+    `places`: clip_id -> uri, size_bytes, etag, burned_in_annotation (`ReportTables.clip_places`); `find_bundle`: digest ->
+    bundle, None where it cannot be found (then the frames are shown without a heat map).
+    """
+    by_bundle: dict[str | None, list[Example]] = {}
+    for example in examples:
+        place = places.get(example.clip_id)
+        if place is None:
+            example.note = "no picture: the table clips does not say where the clip lies"
+        elif (place["burned_in_annotation"] or "").upper() == "YES":
+            example.note = "no picture: text is burned into the pixels"
+        else:
+            by_bundle.setdefault(example.bundle, []).append(example)
+    for digest, mine in by_bundle.items():
+        bundle = find_bundle(digest) if digest else None
+        _of_bundle(mine, places, bundle, assume_fps)
+
+
+def _of_bundle(
+    examples: Sequence[Example],
+    places: Mapping[str, Mapping[str, Any]],
+    bundle: Bundle | None,
+    assume_fps: float | None,
+) -> None:
+    from angio_ray.models.grad_cam import GradCam
+
+    seen = bundle.window if bundle else ClipWindow(name="seen", size=SHOWN_PX)
+    shown = replace(seen, name="shown", size=SHOWN_PX)
+    cam = GradCam(bundle) if bundle else None
+    positive = len(TASKS[bundle.task].classes) - 1 if bundle else 1
+    with ClipReader([seen, shown], assume_fps=assume_fps) as reader:
+        for example in examples:
+            try:
+                inputs = _frames(reader, places[example.clip_id])
+            except ClipRejected as rejected:
+                example.note = f"no picture: {rejected.reason} ({rejected.detail})"
+                continue
+            except StorageUnavailable:  # its text may hold a path
+                example.note = "no picture: the place of the clip cannot be read"
+                continue
+            heat_THW = None
+            if cam is None:
+                example.note = "no heat map: the bundle that scored it was not found"
+            else:
+                excluded = example.probability >= example.threshold
+                probability_K, heat_THW = cam(inputs[seen.name], positive if excluded else 1 - positive)
+                if abs(float(probability_K[positive]) - example.probability) > _DIFFERS:
+                    example.note = f"computed anew for the picture: {probability_K[positive]:.3f}"
+            step_ms = 1000 * seen.stride / seen.fps
+            example.picture, example.size = picture(inputs["shown"], heat_THW, step_ms)
+
+
+def _frames(reader: ClipReader, place: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    storage = Storage(place["uri"])
+    with closing(storage.open(ObjectInfo(place["uri"], place["size_bytes"], place["etag"]))) as source:
+        outcome = reader.read(source)
+    if outcome.reason is not None:
+        raise ClipRejected(outcome.reason, outcome.detail or "")
+    return outcome.inputs
+
+
+def picture(frames_THW: np.ndarray, heat_THW: np.ndarray | None, step_ms: float) -> tuple[bytes, tuple[int, int]]:
+    """An animated WebP (whose size in px comes second) of uint8 frames, with heat in 0..1 of any size beside them."""
+    images = []
+    for number, frame_HW in enumerate(frames_THW):
+        grey = cv2.cvtColor(frame_HW, cv2.COLOR_GRAY2RGB)
+        parts = [grey]
+        if heat_THW is not None:
+            heat_HW = cv2.resize(
+                heat_THW[number].astype(np.float32), frame_HW.shape[::-1], interpolation=cv2.INTER_LINEAR
+            )
+            colour = cv2.applyColorMap((255 * heat_HW).clip(0, 255).astype(np.uint8), cv2.COLORMAP_JET)[:, :, ::-1]
+            alpha = (_HEAT * heat_HW.clip(0, 1))[:, :, None]
+            parts.append((grey * (1 - alpha) + colour * alpha).round().astype(np.uint8))
+        images.append(Image.fromarray(np.concatenate(parts, axis=1)))
+    stream = io.BytesIO()
+    images[0].save(
+        stream,
+        "WEBP",
+        save_all=True,
+        append_images=images[1:],
+        duration=round(step_ms),
+        loop=0,
+        quality=_QUALITY,
+        method=4,
+    )
+    return stream.getvalue(), images[0].size

@@ -1,0 +1,295 @@
+"""Where labels, header facts and a run's scores are looked up: names and files in, Arrow tables and dicts out.
+
+    load_labels: a set of `labels` or a file     run_scores: what a run says of labelled clips     header_facts: subgroups
+
+Knows nothing of figures.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from angio_ray.evaluation.compare import read_run, task_columns
+from angio_ray.models.bundles import SHIPPED, Bundle, BundleError, load_bundle
+from angio_ray.pseudonyms import KEY_FILE_VARIABLE, KeyMissing, PseudonymKey, load_key
+from angio_ray.tables.fence import RunHeld
+from angio_ray.tables.root import STORE_ERRORS, TableRoot, TablesError, fingerprint
+from angio_ray.tables.row_sets import read_set
+from angio_ray.tables.schema import TABLES
+from angio_ray.training.folds import read_folds
+from angio_ray.training.labels import join_labels, read_label_file
+
+log = logging.getLogger(__name__)
+
+_STRAIGHT_DEG = 10.0
+"""Positioner angles nearer to 0 than this are called straight."""
+_FRAME_RATES = ((12.0, "under 12/s"), (17.0, "12 to 17/s"), (27.0, "17 to 27/s"), (float("inf"), "27/s and more"))
+
+
+@dataclass(frozen=True, slots=True)
+class Labels:
+    """Labelled clips, and where they are from."""
+
+    name: str
+    """Of the set; of a file, its name without what a set's name cannot hold."""
+    clips: pa.Table
+    """clip_id, patient_id, study_id, group_id, synthetic and the label columns."""
+    label_set: str | None
+    """None for a file, which is not in `labels`."""
+    report: tuple[str, ...]
+    """What the join found, for the user."""
+
+
+def tables_key(tables: str, key_file: Path | None) -> PseudonymKey:
+    """The key of tables that are there: the named one, else the one beside a local root. Raises PseudonymKeyError."""
+    named = key_file or os.environ.get(KEY_FILE_VARIABLE)
+    beside = Path(tables.removeprefix("file://").rstrip("/") + ".key")
+    return load_key(named or (beside if not tables.startswith(("s3:", "s3a:")) and beside.exists() else None))
+
+
+def optional_key(tables: str, key_file: Path | None) -> PseudonymKey | None:
+    """As `tables_key`, None where no key is named or lies beside the tables; a named one that is missing is an error."""
+    try:
+        return tables_key(tables, key_file)
+    except KeyMissing:
+        if key_file or os.environ.get(KEY_FILE_VARIABLE):
+            raise
+        return None
+
+
+def prepare(root: TableRoot, key: PseudonymKey | None) -> None:
+    """Make the tables of training where they are absent. Raises KeyMismatch for another key, TablesError without tables."""
+    made_with = fingerprint(root.open("runs"))  # first: nothing is made where there are no tables
+    root.ensure(key.fingerprint if key else made_with or "", TABLES)
+
+
+@contextmanager
+def only_writer() -> Iterator[None]:
+    """Another process that writes the same rows at this moment is one clear line."""
+    try:
+        yield
+    except RunHeld as error:
+        raise TablesError(f"{error}; run the same command again") from error
+
+
+def load_labels(root: TableRoot, named: str, key: PseudonymKey | None) -> Labels:
+    """A set of the table `labels`, else a CSV or Parquet file (local or s3://), joined with `clips`.
+
+    Raises TablesError for a name that is neither, LabelError for a file that cannot be used, KeyMissing for one without
+    the key.
+    """
+    sets = label_sets(root)
+    if named in sets:
+        return Labels(named, read_set(root, "labels", label_set=named), named, ())
+    if not (re.search(r"[/\\]", named) or re.search(r"\.(csv|tsv|txt|parquet)$", named, re.I) or Path(named).exists()):
+        there = ", ".join(sorted(sets)) or "none"
+        raise TablesError(f"there is no set of labels {named} in these tables (there is {there}), and no such file")
+    if key is None:
+        raise KeyMissing("a label file names clips by their originals: name the key of the tables with --key-file")
+    join = join_labels(root, key, read_label_file(named))
+    stem = re.sub(r"[^A-Za-z0-9._+-]+", "-", re.split(r"[/\\]", named)[-1].rsplit(".", 1)[0]).strip("-._+") or "labels"
+    return Labels(stem[:128], join.clips, None, tuple(join.report()))
+
+
+def label_sets(root: TableRoot) -> set[str]:
+    """Names of the sets in `labels`."""
+    if not root.exists("labels"):
+        return set()
+    names = root.open("labels").to_pyarrow_dataset().to_table(columns=["label_set"])
+    return set(pc.unique(names["label_set"]).to_pylist())
+
+
+# -- runs ------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class RunScores:
+    """What a run says of some labelled clips."""
+
+    run_id: str
+    probability: Mapping[str, float]
+    """clip_id -> probability of the positive class."""
+    unscored: Mapping[str, int]
+    """Labelled clips without one, by why: "rejected: reason", "not in the run"."""
+    threshold: float
+    bundle: str
+    """Digest."""
+    model_domain: str | None
+
+
+def run_scores(root: TableRoot, run: str, clip_ids: Collection[str], *, task: str = "quality") -> RunScores:
+    """The scores of a run for these clips; of a clip under several URIs the one that has a score, then the smallest object_id.
+
+    Raises TablesError where there is no such run or it scored nothing for the task.
+    """
+    columns = task_columns(task)
+    rows = read_run(root, run, task)
+    if not rows.num_rows:
+        raise TablesError(f"there is no run {run} in these tables, or it has no rows")
+    scored = rows.filter(pc.is_valid(rows[columns.probability]))
+    if not scored.num_rows or columns.threshold is None:
+        raise TablesError(f"run {run} has no {task} score")
+    thresholds, digests = _values(scored[columns.threshold]), _values(scored["bundle"])
+    if len(thresholds) != 1 or len(digests) != 1:
+        raise TablesError(f"run {run} has scores of {len(digests)} bundles at {len(thresholds)} thresholds, not of one")
+    wanted = set(clip_ids)
+    probability: dict[str, float] = {}
+    why: dict[str, str] = {}
+    order = rows.sort_by("object_id")
+    names = ("clip_id", columns.probability, "status", "reason", columns.status)
+    for clip_id, p, status, reason, task_status in zip(*(order[name].to_pylist() for name in names), strict=True):
+        if clip_id not in wanted:
+            continue
+        if p is not None:
+            probability.setdefault(clip_id, float(p))
+        else:
+            why.setdefault(clip_id, f"{status}: {reason}" if reason else f"{task} {task_status}")
+    unscored = Counter(why.get(clip_id, "not in the run") for clip_id in wanted - probability.keys())
+    return RunScores(
+        run, probability, dict(unscored), thresholds[0], digests[0], _joined(_values(scored["model_domain"]))
+    )
+
+
+def find_bundle(digest: str, places: Sequence[Path]) -> Bundle | None:
+    """The bundle with this digest among these folders, those within them, and the ones that ship; None where it is none.
+
+    Its tensors are not looked at. Raises BundleError for a place that holds no bundle, or an altered one.
+    """
+    for place in (*places, SHIPPED):
+        folders = (
+            [place] if (place / "bundle.json").exists() else [m.parent for m in sorted(place.glob("*/bundle.json"))]
+        )
+        if not folders and place != SHIPPED:
+            raise BundleError(f"no bundle in {place} or in a folder of it")
+        for folder in folders:
+            if (bundle := load_bundle(folder, weights=False)).digest == digest:
+                return bundle
+    return None
+
+
+def _manifests(place: Path) -> list[Path]:
+    """Of the bundles in its folders, or (as `train` leaves them, fold-0/quality) in theirs."""
+    return sorted([*place.glob("*/bundle.json"), *place.glob("*/*/bundle.json")])
+
+
+def training_patients(root: TableRoot, digest: str, places: Sequence[Path]) -> tuple[str | None, frozenset[str]]:
+    """(net, patients that the bundle with this digest has seen): of its folder, of one that ships, or of its fold here.
+
+    Raises TablesError where that cannot be known: then no row may count as held out.
+    """
+    if (bundle := find_bundle(digest, places)) is not None:
+        return bundle.net, frozenset(bundle.training_patients)
+    if root.exists("predictions"):
+        names = ["model", "fold_set", "fold"]
+        rows = (
+            root.open("predictions").to_pyarrow_dataset().to_table(columns=names, filter=pc.field("bundle") == digest)
+        )
+        for row in rows.group_by(names).aggregate([]).to_pylist():
+            if row["fold_set"] is not None and row["fold"] is not None:  # a fold's own bundle
+                fold = read_folds(root, row["fold_set"]).fold(row["fold"])
+                return str(row["model"]), frozenset(fold.training_patients)
+    other = " (the given ones are others)" if places else ""
+    raise TablesError(
+        f"bundle {digest[:12]} scored the run: name its folder with --bundle, so that patients it has seen are kept out{other}"
+    )
+
+
+def _values(column: pa.ChunkedArray) -> list[Any]:
+    return sorted(value for value in pc.unique(column).to_pylist() if value is not None)
+
+
+def _joined(values: Iterable[str]) -> str | None:
+    return ", ".join(values) or None
+
+
+# -- header facts ----------------------------------------------------------------------------------------------------
+
+
+def header_facts(
+    root: TableRoot, clips: pa.Table | None, clip_ids: Collection[str], key: PseudonymKey | None
+) -> tuple[dict[str, dict[str, str | None]], list[str]]:
+    """(fact -> clip_id -> value for subgroups, notes): vendor, site, artery, view, frame rate, year.
+
+    The site is a pseudonym (a keyed hash of InstitutionName), left out without the key; the artery is the labels'
+    (`clips`: a set of labels), since no header names it; the view is of the positioner angles.
+    """
+    notes = []
+    facts: dict[str, dict[str, str | None]] = {}
+    wanted = set(clip_ids)
+    try:
+        rows = _newest(root, wanted)
+    except (TablesError, *STORE_ERRORS):
+        rows, notes = [], ["no subgroups from the header: the table clips cannot be read"]
+    if rows:
+        by_clip = {row["clip_id"]: row for row in rows}
+        facts["vendor"] = {clip_id: _vendor(row["manufacturer"]) for clip_id, row in by_clip.items()}
+        if key is not None:
+            facts["site"] = {clip_id: _site(row["institution"], key) for clip_id, row in by_clip.items()}
+        else:
+            notes.append("no subgroups by site: its name is hashed with the key (--key-file)")
+        angles = ("primary_angle_deg", "secondary_angle_deg")
+        facts["view"] = {clip_id: view_of(*(row[name] for name in angles)) for clip_id, row in by_clip.items()}
+        facts["frame rate"] = {clip_id: _frame_rate(row["frame_time_ms"]) for clip_id, row in by_clip.items()}
+        facts["year"] = {clip_id: _year(row["study_date"]) for clip_id, row in by_clip.items()}
+    if clips is not None and clips["artery"].null_count < clips.num_rows:
+        facts["artery"] = dict(zip(clips["clip_id"].to_pylist(), clips["artery"].to_pylist(), strict=True))
+    return facts, notes
+
+
+def view_of(primary_deg: float | None, secondary_deg: float | None) -> str | None:
+    """Name of a view from the positioner angles (PS3.3 C.8.7.5): "LAO cranial", "RAO", "caudal", "AP" ..., None without them."""
+    if primary_deg is None or secondary_deg is None:
+        return None
+    side = "" if abs(primary_deg) < _STRAIGHT_DEG else "LAO" if primary_deg > 0 else "RAO"
+    tilt = "" if abs(secondary_deg) < _STRAIGHT_DEG else "cranial" if secondary_deg > 0 else "caudal"
+    return f"{side} {tilt}".strip() or "AP"
+
+
+_FACTS = ("manufacturer", "institution", "primary_angle_deg", "secondary_angle_deg", "frame_time_ms", "study_date")
+
+
+def _newest(root: TableRoot, wanted: set[str]) -> list[dict[str, Any]]:
+    """The row of `clips` of each wanted clip: a readable one, then the newest."""
+    chosen: dict[str, tuple[Any, dict[str, Any]]] = {}
+    names = ["clip_id", "reason", "indexed_at", *_FACTS]
+    for batch in root.open("clips").to_pyarrow_dataset().to_batches(columns=names):
+        kept = batch.filter(pc.is_in(batch.column("clip_id"), pa.array(list(wanted), pa.string())))
+        for row in kept.to_pylist():
+            rank = (row["reason"] is None, row["indexed_at"])
+            if row["clip_id"] not in chosen or rank > chosen[row["clip_id"]][0]:
+                chosen[row["clip_id"]] = (rank, row)
+    return [row for _, row in chosen.values()]
+
+
+def _vendor(name: str | None) -> str | None:
+    """Manufacturer as written, without padding; what does not look like a company's name is not shown."""
+    text = " ".join((name or "").split())
+    if not text:
+        return None
+    return text if re.fullmatch(r"[A-Za-z0-9 .,&()/_+-]{1,48}", text) else "unusual"
+
+
+def _site(name: str | None, key: PseudonymKey) -> str | None:
+    text = " ".join((name or "").split()).casefold()
+    return f"site {key.hash('institution', text)[:8]}" if text else None
+
+
+def _frame_rate(frame_time_ms: float | None) -> str | None:
+    if not frame_time_ms or frame_time_ms <= 0:
+        return None
+    return next(name for limit, name in _FRAME_RATES if 1000 / frame_time_ms < limit)
+
+
+def _year(study_date: str | None) -> str | None:
+    return study_date[:4] if study_date and re.fullmatch(r"\d{8}", study_date) else None

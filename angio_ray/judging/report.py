@@ -1,0 +1,196 @@
+"""`angio-ray report`: one self-contained HTML file about experiments and runs, with animated examples.
+
+    tables -> models on labelled sets, runs     bundles + clips -> pictures     -> evaluation.report -> file
+
+What is not there (labels, bundles, clips that have moved) is said on the page; the rest of it is made all the same.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from angio_ray import __version__
+from angio_ray.evaluation.bootstrap import RESAMPLES
+from angio_ray.evaluation.paper import NET_NAMES
+from angio_ray.evaluation.report import Example, Report, net_of, pick_examples, render
+from angio_ray.evaluation.report_data import ModelOnSet, ReportTables, RunFacts, open_tables
+from angio_ray.judging.examples import add_pictures
+from angio_ray.models import NETS
+from angio_ray.models.bundles import SHIPPED, Bundle, BundleError, load_bundle
+from angio_ray.tables.root import TableRoot, TablesError
+
+log = logging.getLogger(__name__)
+
+TITLE = "angio_ray: quality selection of coronary angiograms"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ReportSummary:
+    """What was written."""
+
+    path: Path
+    size_bytes: int
+    num_models: int
+    """Models on labelled sets."""
+    num_runs: int
+    num_pictures: int
+    notes: tuple[str, ...]
+
+
+def write_report(
+    root: TableRoot,
+    out: Path,
+    *,
+    experiments: Sequence[str] = (),
+    runs: Sequence[str] = (),
+    bundles: Sequence[Path] = (),
+    examples: int = 3,
+    time_clips: int = 0,
+    resamples: int = RESAMPLES,
+) -> ReportSummary:
+    """Write the report of these experiments and runs (default: of all in the tables).
+
+    Parameters
+    ----------
+    out
+        The file; replaced as a whole.
+    bundles
+        Folders in which the models' bundles are looked for by digest, at any depth; those that ship always are.
+    examples
+        Clips of each outcome that are shown, of one model. 0: none, and no clip is read.
+    time_clips
+        Clips that each net is timed on for the table of cost. 0: not timed.
+
+    Raises
+    ------
+    TablesError
+        A name that is not in the tables, or tables that cannot be read.
+    OSError
+        The file cannot be written.
+    """
+    with open_tables(root) as tables:
+        experiments, runs = _chosen(tables, experiments, runs)
+        models: list[ModelOnSet] = []
+        notes: list[str] = []
+        sources = list(dict.fromkeys([*experiments, *runs]))
+        for source in sources:
+            found, said = tables.models(source, resamples=resamples)
+            models += found
+            notes += [f"{source}: {note}" for note in said]
+        facts = [tables.run_facts(run) for run in runs]
+        stored = tables.stored_figures(sources)
+        shown, why = _examples(tables, models, facts, _finder(bundles), examples)
+    report = Report(
+        title=TITLE,
+        made_at=datetime.now(UTC),
+        code_version=__version__,
+        models=models,
+        notes=notes,
+        stored=stored,
+        runs=facts,
+        examples=shown,
+        examples_note=why,
+        costs=_costs(models, time_clips),
+    )
+    page = render(report).encode()
+    _write(out, page)
+    return ReportSummary(
+        path=out,
+        size_bytes=len(page),
+        num_models=len(models),
+        num_runs=len(facts),
+        num_pictures=sum(example.picture is not None for example in shown),
+        notes=tuple(notes),
+    )
+
+
+def _chosen(
+    tables: ReportTables, experiments: Sequence[str], runs: Sequence[str]
+) -> tuple[Sequence[str], Sequence[str]]:
+    """What was named, else all. TablesError for a name that is not there."""
+    there = {"experiment": tables.names("predictions"), "run": tables.names("runs")}
+    if not experiments and not runs:
+        return [name for name in there["experiment"] if name not in there["run"]], there["run"]
+    for kind, names in (("experiment", experiments), ("run", runs)):
+        if unknown := [name for name in names if name not in there[kind]]:
+            raise TablesError(
+                f"there is no {kind} {', '.join(unknown)} in these tables; there is {', '.join(there[kind]) or 'none'}"
+            )
+    return experiments, runs
+
+
+def _examples(
+    tables: ReportTables,
+    models: Sequence[ModelOnSet],
+    facts: Sequence[RunFacts],
+    find_bundle: Callable[[str], Bundle | None],
+    each: int,
+) -> tuple[list[Example], str | None]:
+    """Examples of one model (X3D-S where it is there), with their pictures; and why there are none."""
+    if not each:
+        return [], "No examples were asked for."
+    if not models:
+        return [], None
+    order = [net for net in ("x3d_s", *NET_NAMES) if any(net_of(one.model) == net for one in models)]
+    chosen = min(models, key=lambda one: (one.kind, order.index(net) if (net := net_of(one.model)) in order else 99))
+    shown = pick_examples(chosen, each)
+    assumed = next((run.config.get("assume_fps") for run in facts if run.run_id == chosen.source), None)
+    places = tables.clip_places([example.clip_id for example in shown])
+    add_pictures(shown, places, find_bundle, assume_fps=assumed)
+    return shown, None
+
+
+def _finder(folders: Sequence[Path]) -> Callable[[str], Bundle | None]:
+    """digest -> bundle, of these folders and of those that ship."""
+
+    @cache
+    def known() -> dict[str, Path]:
+        found: dict[str, Path] = {}
+        for folder in (*folders, SHIPPED):
+            for manifest in _manifests(folder):
+                try:
+                    digest = json.loads(manifest.read_text("utf-8"))["digest"]
+                except (OSError, ValueError, KeyError, TypeError):
+                    continue
+                found.setdefault(str(digest), manifest.parent)
+        return found
+
+    def find(digest: str) -> Bundle | None:
+        if digest not in known():
+            return None
+        try:
+            return load_bundle(known()[digest])
+        except BundleError as error:
+            log.warning("%s", error)
+            return None
+
+    return find
+
+
+def _manifests(folder: Path) -> Iterator[Path]:
+    for place, _, names in os.walk(folder):
+        if "bundle.json" in names:
+            yield Path(place) / "bundle.json"
+
+
+def _costs(models: Sequence[ModelOnSet], time_clips: int) -> list[dict[str, Any]]:
+    from angio_ray.models.cost import cost_table
+
+    used = {net_of(one.model) for one in models}
+    names = [net for net in NETS if net in used]
+    return [asdict(row) for row in cost_table(names, clips=time_clips)] if names else []
+
+
+def _write(out: Path, page: bytes) -> None:
+    """By rename: a reader sees the old page or the new one."""
+    part = out.with_name(f".{out.name}.part")
+    part.write_bytes(page)
+    part.replace(out)

@@ -1,0 +1,159 @@
+"""What a training is asked to do: one typed object behind the command line, `jobs/train.py` and the Python API."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import KW_ONLY, asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
+
+from angio_ray.scoring.config import ConfigError, Flag
+from angio_ray.training.recipes import Recipe, RecipeChanges, find_recipe
+
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
+_SCHEMES = {"kfold": "k{folds}", "split": "split", "leave_one_patient_out": "lopo", "leave_one_acquisition_out": "loao"}
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One experiment: which net on which clips and labels, by which folds and recipe."""
+
+    task: str
+    """What is learnt: quality."""
+    _: KW_ONLY
+    labels: str
+    """CSV or Parquet file of labels, local or s3:// (columns: see the module `training.labels`)."""
+    clips: str
+    """Folder or s3:// prefix with the labelled clips."""
+    tables: str
+    """Folder or s3:// prefix of the Delta tables."""
+    clip_tables: str | None = None
+    """Another root for the tables `clips` and `manifests`. Default: `tables`."""
+    out: str | None = None
+    """Folder or s3:// prefix for checkpoints and bundles. Default: `tables` with .training after it."""
+    cache: str | None = None
+    """Folder or s3:// prefix for decoded inputs (pixels of patients). Default: cache in `out`."""
+    experiment: str | None = None
+    """Name of the experiment. The same name again goes on where it stopped. Default: task, net and folds."""
+    net: str = "x3d_s"
+    """Architecture: r18_2d, r152_2d, r18_3d, r152_3d, x3d_s."""
+    recipe: str = "short"
+    """Named defaults of the training: paper, short, smoke."""
+    changes: Annotated[RecipeChanges, Parameter(name="*")] = field(default_factory=RecipeChanges)
+    """What to change in the recipe."""
+    scheme: Literal["kfold", "split", "leave_one_patient_out", "leave_one_acquisition_out"] = "kfold"
+    """How clips are divided, always by patient."""
+    folds: int = 5
+    """Of kfold."""
+    validation: float = 0.15
+    """Share of each training part held back for threshold and epoch (split: 70/15/15)."""
+    fold_set: str | None = None
+    """Name of the folds: nets that are compared share them. Default: task, scheme and seed."""
+    label_set: str | None = None
+    """Name of the labels in the table `labels`. Default: the task."""
+    seed: int = 0
+    """Of folds, initial weights, order and augmentation."""
+    threshold: Literal["youden", "sensitivity", "specificity"] = "youden"
+    """Rule of the operating threshold, on validation only."""
+    at_least: float | None = None
+    """Sensitivity or specificity that the rule asks for."""
+    weights: Path | None = None
+    """Local file of pretrained weights to begin from (Kinetics X3D-S, torchvision's or MedicalNet's ResNets)."""
+    start: Path | None = None
+    """Bundle folder to begin from; the patients it has seen count as in-sample."""
+    assume_fps: float | None = None
+    """Frame rate of clips whose header names none (frames/s). Default: such clips are left out."""
+    workers: int = 1
+    """Workers that share a fold (DDP): a GPU each where the cluster has GPUs."""
+    parallel: int | None = None
+    """Folds at once. Default: as the cluster has room, at most 8."""
+    tries: int = 3
+    """Times that a fold is begun again from its checkpoint after a worker was lost."""
+    checkpoint_s: float = 60.0
+    """Seconds between two checkpoints of a fold at least, taken after an epoch."""
+    resamples: int = 2000
+    """Of the bootstrap by patients."""
+    key_file: Path | None = None
+    """File with the pseudonym key, as for `score`."""
+    patient_map: Path | None = None
+    """CSV (issuer, patient_id, person), as for `score`."""
+    strict: Flag = False
+    """In jobs: end with 3, not 0, when labelled clips could not be decoded."""
+
+    def __post_init__(self) -> None:
+        for flag in ("experiment", "fold_set", "label_set"):
+            value = getattr(self, flag)
+            if value is not None and not _NAME.fullmatch(value):
+                raise ConfigError(
+                    f"--{flag.replace('_', '-')} {value!r}: letters, digits, '.', '_', '+' and '-', at most 100"
+                )
+        if (self.threshold == "youden") != (self.at_least is None):
+            raise ConfigError("--at-least goes with --threshold sensitivity or specificity, and only with them")
+        if self.at_least is not None and not 0 < self.at_least <= 1:
+            raise ConfigError(f"--at-least {self.at_least:g}: a share, above 0 and up to 1")
+        if self.weights and self.start:
+            raise ConfigError("--weights and --start: only one can be begun from")
+        for flag, least in (
+            ("workers", 1),
+            ("parallel", 1),
+            ("tries", 0),
+            ("resamples", 100),
+            ("seed", 0),
+            ("folds", 2),
+        ):
+            value = getattr(self, flag)
+            if value is not None and value < least:
+                raise ConfigError(f"--{flag} {value}: at least {least}")
+        if not 0 < self.validation < 1:
+            raise ConfigError(f"--validation {self.validation:g}: a share, above 0 and below 1")
+        if self.assume_fps is not None and not 1 <= self.assume_fps <= 240:
+            raise ConfigError(f"--assume-fps {self.assume_fps:g}: not between 1 and 240 frames/s")
+        _ = self.chosen_recipe
+
+    @property
+    def chosen_recipe(self) -> Recipe:
+        """The recipe with its changes. ConfigError where there is none."""
+        try:
+            return self.changes.applied(find_recipe(self.recipe, self.net))
+        except ValueError as error:
+            raise ConfigError(str(error)) from None
+
+    @property
+    def folds_name(self) -> str:
+        """Of the folds."""
+        return self.fold_set or f"{self.task}-{_SCHEMES[self.scheme].format(folds=self.folds)}-s{self.seed}"
+
+    @property
+    def labels_name(self) -> str:
+        """Of the labels."""
+        return self.label_set or self.task
+
+    @property
+    def name(self) -> str:
+        """Of the experiment."""
+        return self.experiment or f"{self.task}-{self.net}-{_SCHEMES[self.scheme].format(folds=self.folds)}"
+
+    @property
+    def out_uri(self) -> str:
+        """Where checkpoints and bundles go."""
+        return self.out or self.tables.rstrip("/") + ".training"
+
+    @property
+    def command(self) -> str:
+        """The command line that asks for this."""
+        words = ["angio-ray", "train", self.task]
+        for f in fields(self):
+            value = getattr(self, f.name)
+            if f.name not in ("task", "changes", "_") and value != f.default:
+                words += _typed(f.name, value)
+        for name, value in asdict(self.changes).items():
+            if value not in (None, ()):
+                words += _typed(name, ",".join(f"{k}={v:g}" for k, v in value) if name == "augment" else value)
+        return " ".join(words)
+
+
+def _typed(name: str, value: Any) -> list[str]:
+    flag = f"--{name.replace('_', '-')}"
+    return [flag] if value is True else [flag, f"{value:g}" if isinstance(value, float) else str(value)]

@@ -1,0 +1,620 @@
+"""Cross-validation on a Ray cluster: one Ray Train run per fold, as many at once as there is room for.
+
+    labels + clips -> folds -> cache -> TorchTrainer per fold -> bundle, out-of-fold rows -> figures, ensemble
+
+Whatever dies (a worker, a node, the driver), the same command again goes on: each fold from its last checkpoint, a fold
+that has its rows not at all. Folds and rows are then the same, since every draw is a function of seed and epoch (`loop`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.fs
+import ray
+import ray.train
+from numpy.typing import NDArray
+from ray.train.torch import TorchTrainer
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+from torch import Tensor
+
+from angio_ray.evaluation.pooled import FoldsSummary
+from angio_ray.models import NETS, TASKS
+from angio_ray.models.bundles import BundleError, load_bundle
+from angio_ray.models.pretrained import PretrainedError, load_pretrained
+from angio_ray.scoring.cluster import check_nodes_see, ray_cluster
+from angio_ray.scoring.config import ConfigError, IndexConfig, RunError
+from angio_ray.scoring.driver import StopEvent, stop_signals
+from angio_ray.scoring.index import index
+from angio_ray.scoring.run import load_run_key, open_root, open_source
+from angio_ray.storage import Storage, StorageUnavailable
+from angio_ray.tables.fence import RunHeld, TableUnwritable
+from angio_ray.tables.root import STORE_ERRORS, TableRoot, describe
+from angio_ray.tables.schema import TABLES
+from angio_ray.training.cache import CacheSummary, ClipCache
+from angio_ray.training.config import TrainConfig
+from angio_ray.training.folds import FoldError, FoldPlan, check_disjoint, ensure_folds
+from angio_ray.training.labels import LabelError, join_labels, read_label_file, store_labels, task_clips
+from angio_ray.training.loop import Epoch, Part, Place, State, fit, predict
+from angio_ray.training.progress import Progress
+from angio_ray.training.results import (
+    Experiment,
+    Outcome,
+    fold_is_written,
+    summary_lines,
+    write_fold,
+    write_summary,
+)
+
+log = logging.getLogger(__name__)
+
+_MOST_AT_ONCE = 8
+"""Folds: each Ray Train run keeps a few processes of its own on the driver's node."""
+_TICK_S = 1.0
+_ABOUT = (
+    b"Checkpoints, bundles and decoded inputs of `angio-ray train`. Clips and weights are of the label file's data.\n"
+)
+_STATE, _WEIGHTS, _SCORES = "state.pt", "weights.safetensors", "outcome.json"
+
+
+@dataclass(frozen=True, slots=True)
+class TrainSummary:
+    """How an experiment ended."""
+
+    name: str
+    lines: tuple[str, ...]
+    """What to tell the user: the figures."""
+    figures: FoldsSummary
+    rejected: Mapping[str, tuple[str, str | None]]
+    """object_id -> (reason, detail) of labelled clips that cannot be decoded."""
+    bundles: str
+    """Where the bundles lie."""
+    seconds: float
+
+    @property
+    def exit_code(self) -> int:
+        """0; 3 where labelled clips could not be decoded."""
+        return 3 if self.rejected else 0
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Clips:
+    """One part of a fold, as a worker reads it from the cache."""
+
+    object_ids: tuple[str, ...]
+    etags: tuple[str | None, ...]
+    target_N: NDArray[np.int64]
+
+    def part(self, cache: ClipCache) -> Part:
+        return Part(cache.open(self.object_ids, self.etags), self.target_N)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Job:
+    """What the workers of one fold are given."""
+
+    fold: int
+    net: str
+    recipe: Any
+    seed: int
+    cache: ClipCache
+    train: _Clips
+    validation: _Clips
+    test: _Clips
+    start: tuple[Storage, str] | None
+    """Where the weights to begin from lie."""
+    gpu: bool
+    threads: int
+    checkpoint_s: float
+
+
+def train(config: TrainConfig) -> TrainSummary:
+    """Train every fold, and write bundles, predictions and figures. RunError carries the exit code where it cannot."""
+    try:
+        return _train(config)
+    except (LabelError, FoldError, BundleError, PretrainedError) as error:
+        raise ConfigError(str(error)) from error
+    except RunHeld as error:
+        raise RunError(str(error), 4) from error
+    except (TableUnwritable, StorageUnavailable) as error:
+        raise RunError(f"not finished: {error}; run the same command again", 1) from error
+    except STORE_ERRORS as error:
+        raise RunError(f"not finished: {describe(error)}; run the same command again", 1) from error
+
+
+def _train(config: TrainConfig) -> TrainSummary:
+    started = time.monotonic()
+    if config.task not in TASKS:
+        raise ConfigError(f"no task {config.task!r}; there is {', '.join(TASKS)}")
+    source, root = open_source(config.clips), open_root(config.tables, config.clip_tables)
+    key = load_run_key(config.key_file, config.tables, root)
+    root.ensure(key.fingerprint, TABLES)
+    out = _place(config.out_uri)
+    cache = ClipCache(_place(config.cache or out.child("cache")), NETS[config.net].window, assume_fps=config.assume_fps)
+    labels = read_label_file(config.labels)
+    with ray_cluster() as nodes, stop_signals() as stop:
+        for place in (source, out, cache.folder):
+            if not place.is_s3:
+                check_nodes_see(place.uri)
+        index(
+            IndexConfig(
+                config.clips,
+                tables=config.tables,
+                clips=config.clip_tables,
+                key_file=config.key_file,
+                patient_map=config.patient_map,
+            )
+        )
+        join = join_labels(root, key, labels, source=config.clips)
+        for line in join.report():
+            log.info("%s", line)
+        clips, target_N = task_clips(join.clips, config.task)
+        _stop(stop)
+        filled = cache.fill(clips, source, workers=max(1, int(sum(node.get("CPU", 0.0) for node in nodes))))
+        usable_N = _usable(clips, filled)
+        clips, target_N = clips.filter(pa.array(usable_N)), target_N[usable_N]
+        plan = FoldPlan(scheme=config.scheme, folds=config.folds, validation=config.validation, seed=config.seed)
+        store_labels(root, config.labels_name, join)
+        folds = ensure_folds(root, config.folds_name, clips, target_N, plan, task=config.task)
+        initial = _initial(config, clips)
+        experiment = Experiment(
+            name=config.name,
+            task=config.task,
+            net=config.net,
+            recipe=config.chosen_recipe,
+            recipe_name=config.recipe,
+            folds=folds,
+            label_set=config.labels_name,
+            clips=clips,
+            rule=config.threshold,
+            at_least=config.at_least,
+            seen_before=initial.seen,
+            began_from=initial.words,
+            command=config.command,
+            resamples=config.resamples,
+            out=out,
+        )
+        _bind(experiment, config, initial)
+        missing = [n for n in range(folds.num_folds) if not fold_is_written(experiment, root, n)]
+        if missing:
+            rooms = size_rooms(nodes, config, len(missing))
+            jobs = _jobs(experiment, config, missing, cache, rooms, initial.stored(experiment))
+            _run_folds(experiment, config, root, jobs, rooms, stop)
+        figures = write_summary(experiment, root, trained=bool(missing))
+    return TrainSummary(
+        name=config.name,
+        lines=tuple(summary_lines(experiment, figures)),
+        figures=figures,
+        rejected=filled.rejected,
+        bundles=out.child(config.name, "bundles"),
+        seconds=time.monotonic() - started,
+    )
+
+
+def _place(uri: str) -> Storage:
+    """A place to write to, made if need be. RunError (2) where that cannot be."""
+    try:
+        place = Storage(uri)
+        # not an empty folder: that is what a lost mount looks like
+        place.write_bytes(place.child("ABOUT.txt"), _ABOUT)
+    except StorageUnavailable as error:
+        raise RunError(str(error), 2) from error
+    return place
+
+
+def _stop(stop: StopEvent) -> None:
+    if stop.is_set():
+        raise RunError("stopped: checkpoints are kept; run the same command again", 128 + stop.signum)
+
+
+def _usable(clips: pa.Table, filled: CacheSummary) -> NDArray[np.bool_]:
+    """Which clips have an input, (N,); the others are said. RunError where another try may have more of them."""
+    log.info(
+        "inputs: %s decoded now, %s from the cache, %s cannot be decoded",
+        *(f"{n:,}" for n in (filled.decoded, filled.reused, len(filled.rejected))),
+    )
+    named = dict(zip(clips["object_id"].to_pylist(), clips["clip_id"].to_pylist(), strict=True))
+    for object_id, (reason, detail) in {**filled.rejected, **filled.postponed}.items():
+        log.info("  clip %s: %s%s", named[object_id], reason, f" ({detail})" if detail else "")
+    if filled.postponed:
+        # folds without them would be other folds than the next run's
+        raise RunError(f"not finished: {len(filled.postponed)} clips could not be read; run the same command again", 1)
+    return np.array([object_id not in filled.rejected for object_id in named], np.bool_)
+
+
+# -- what a training begins from -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Initial:
+    """Weights to begin from."""
+
+    words: str = "random weights"
+    data: bytes | None = None
+    """safetensors; None: the net's own random ones."""
+    seen: tuple[str, ...] = ()
+
+    @property
+    def digest(self) -> str | None:
+        return hashlib.sha256(self.data).hexdigest() if self.data else None
+
+    def stored(self, experiment: Experiment) -> tuple[Storage, str] | None:
+        """Where workers find them."""
+        if self.data is None:
+            return None
+        uri = experiment.out.child(experiment.name, "start.safetensors")
+        experiment.out.write_bytes(uri, self.data)
+        return experiment.out, uri
+
+
+def _initial(config: TrainConfig, clips: pa.Table) -> _Initial:
+    from safetensors.torch import save
+
+    if config.weights:
+        net = NETS[config.net].build()
+        missing = load_pretrained(config.net, net, config.weights)
+        log.info("%s: no value for %s", config.weights.name, ", ".join(missing) or "nothing")
+        tensors = {name: tensor.contiguous() for name, tensor in net.state_dict().items()}
+        return _Initial(words=f"pretrained weights {config.weights.name}", data=save(tensors))
+    if config.start:
+        bundle = load_bundle(config.start)
+        if bundle.net != config.net or len(bundle.weights) != 1:
+            raise ConfigError(f"--start {config.start}: not one {config.net}, but {len(bundle.weights)} {bundle.net}")
+        here = {*clips["patient_id"].to_pylist(), *clips["group_id"].to_pylist()}
+        if known := here & set(bundle.training_patients):
+            raise ConfigError(
+                f"--start {config.start} has seen {len(known)} of these patients: no figure on them would be out of fold"
+            )
+        return _Initial(
+            words=f"bundle {bundle.digest[:12]}", data=bundle.weights[0], seen=tuple(bundle.training_patients)
+        )
+    return _Initial()
+
+
+def _bind(experiment: Experiment, config: TrainConfig, initial: _Initial) -> None:
+    """An experiment's name stands for one recipe on one set of folds. ConfigError names what differs."""
+    facts = {
+        "task": experiment.task,
+        "net": experiment.net,
+        "recipe": asdict(experiment.recipe),
+        "folds": experiment.folds.digest,
+        "labels": experiment.label_set,
+        "seed": config.seed,
+        "threshold": [config.threshold, config.at_least],
+        "begins_from": initial.digest,
+        "assume_fps": config.assume_fps,
+    }
+    facts = json.loads(json.dumps(facts))
+    uri = experiment.out.child(experiment.name, "experiment.json")
+    with suppress(FileNotFoundError):
+        stored = json.loads(experiment.out.read_bytes(uri))
+        if differ := [name for name in facts if stored.get(name) != facts[name]]:
+            raise ConfigError(
+                f"experiment {experiment.name} was begun with another {', '.join(differ)}: take another --experiment"
+            )
+        return
+    experiment.out.write_bytes(uri, json.dumps(facts, indent=1, sort_keys=True).encode())
+
+
+# -- the cluster -----------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Rooms:
+    """How folds share the cluster."""
+
+    parallel: int
+    """Folds at once."""
+    cpus_per_worker: int
+    gpu: bool
+
+
+def size_rooms(nodes: Sequence[Mapping[str, float]], config: TrainConfig, folds: int) -> Rooms:
+    """Fit the folds to the nodes ({"CPU": n, "GPU": n} each). RunError (2) where not even one fits.
+
+    On processors folds side by side come before threads within a fold: nothing is lost in between. With GPUs each worker
+    has one.
+    """
+    cpus, gpus = ([int(node.get(kind, 0.0)) for node in nodes] for kind in ("CPU", "GPU"))
+    most = min(config.parallel or _MOST_AT_ONCE, folds)
+    gpu = sum(gpus) > 0
+    room = sum(gpus) if gpu else sum(cpus)
+    parallel = min(most, room // config.workers)
+    if parallel < 1:
+        raise RunError(f"{config.workers} workers do not fit in {room} {'GPUs' if gpu else 'processors'}", 2)
+    per_worker = max(1, sum(cpus) // (parallel * config.workers))
+    if gpu:
+        # never more than the node with the fewest processors to a GPU has for each of its own
+        per_worker = max(1, min([per_worker, *(c // g for c, g in zip(cpus, gpus, strict=True) if g)]))
+    else:
+        while per_worker > 1 and sum(c // per_worker for c in cpus) < parallel * config.workers:
+            per_worker -= 1
+    return Rooms(parallel, per_worker, gpu)
+
+
+def _jobs(
+    experiment: Experiment,
+    config: TrainConfig,
+    numbers: Sequence[int],
+    cache: ClipCache,
+    rooms: Rooms,
+    start: tuple[Storage, str] | None,
+) -> list[_Job]:
+    objects = dict(
+        zip(
+            experiment.clips["clip_id"].to_pylist(),
+            zip(*(experiment.clips[c].to_pylist() for c in ("object_id", "etag")), strict=True),
+            strict=True,
+        )
+    )
+
+    def clips(part: pa.Table) -> _Clips:
+        pairs = [objects[clip_id] for clip_id in part["clip_id"].to_pylist()]
+        target_N = np.asarray(part["target"].to_pylist(), np.int64)
+        return _Clips(object_ids=tuple(o for o, _ in pairs), etags=tuple(e for _, e in pairs), target_N=target_N)
+
+    jobs = []
+    for number in numbers:
+        fold = experiment.folds.fold(number)
+        check_disjoint(fold.train, fold.validation, fold.test)
+        jobs.append(
+            _Job(
+                fold=number,
+                net=experiment.net,
+                recipe=experiment.recipe,
+                seed=config.seed * 1000 + number,
+                cache=cache,
+                train=clips(fold.train),
+                validation=clips(fold.validation),
+                test=clips(fold.test),
+                start=start,
+                gpu=rooms.gpu,
+                threads=rooms.cpus_per_worker,
+                checkpoint_s=config.checkpoint_s,
+            )
+        )
+    return jobs
+
+
+def _run_folds(
+    experiment: Experiment, config: TrainConfig, root: TableRoot, jobs: Sequence[_Job], rooms: Rooms, stop: StopEvent
+) -> None:
+    """Train the folds, as many at once as there is room for, and write each as it ends."""
+    board = _start_board()
+    log.info(
+        "%s: %d folds, %d at once, %d x %d processors%s each",
+        experiment.name, len(jobs), rooms.parallel, config.workers, rooms.cpus_per_worker,
+        " and a GPU" if rooms.gpu else "",
+    )  # fmt: skip
+    failed: dict[int, str] = {}
+    threads = ThreadPoolExecutor(rooms.parallel)
+    progress = Progress(experiment, [job.fold for job in jobs], rooms.parallel)
+    try:
+        waiting: dict[Future[Outcome], int] = {
+            threads.submit(_fit_fold, experiment, config, rooms, job, board): job.fold for job in jobs
+        }
+        while waiting:
+            done, _ = wait(waiting, timeout=_TICK_S, return_when=FIRST_COMPLETED)
+            for number, epoch in ray.get(board.take.remote()):
+                progress.epoch(number, epoch)
+            _stop(stop)
+            for future in done:
+                number = waiting.pop(future)
+                fault = future.exception()
+                if fault is None:
+                    write_fold(experiment, root, experiment.folds.fold(number), future.result())
+                    progress.done(number)
+                elif isinstance(fault, (ray.train.TrainingFailedError, ray.exceptions.RayError)):
+                    failed[number] = _why(fault)
+                    log.error("fold %d: %s", number, failed[number])
+                else:
+                    raise fault
+    finally:
+        threads.shutdown(wait=False, cancel_futures=True)
+        progress.close()
+        if ray.is_initialized():
+            ray.kill(board)
+    if failed:
+        number, why = min(failed.items())
+        raise RunError(f"not finished: {len(failed)} folds failed, fold {number}: {why}; run the same command again", 1)
+
+
+def _why(fault: BaseException) -> str:
+    """The cause of a failed training in one line."""
+    causes = list(getattr(fault, "worker_failures", {}).values()) or [fault]
+    text = str(causes[0]).strip().splitlines() or [type(causes[0]).__name__]
+    return text[-1][:300]
+
+
+def _fit_fold(experiment: Experiment, config: TrainConfig, rooms: Rooms, job: _Job, board: Any) -> Outcome:
+    """Run one fold's trainer to its end (in a thread of the driver)."""
+    place = experiment.out.child(experiment.name, "checkpoints")
+    filesystem, path = _filesystem(experiment.out, place)
+    resources = {"CPU": float(rooms.cpus_per_worker)} | ({"GPU": 1.0} if rooms.gpu else {})
+    trainer = TorchTrainer(
+        _train_worker,
+        train_loop_config={"job": job, "board": board},
+        scaling_config=ray.train.ScalingConfig(
+            num_workers=config.workers, use_gpu=rooms.gpu, resources_per_worker=resources
+        ),
+        run_config=ray.train.RunConfig(  # type: ignore[call-arg]  # the checker sees the class of Ray Train V1
+            name=f"fold-{job.fold}",
+            storage_path=path,
+            storage_filesystem=filesystem,
+            failure_config=ray.train.FailureConfig(max_failures=config.tries),
+            checkpoint_config=ray.train.CheckpointConfig(num_to_keep=1),
+            logging_config=ray.train.LoggingConfig(log_level="ERROR"),
+        ),
+    )
+    result = trainer.fit()
+    if result.checkpoint is None:
+        raise RunError(f"not finished: fold {job.fold} left no checkpoint; run the same command again", 1)
+    with result.checkpoint.as_directory() as folder:
+        outcome = _read_outcome(Path(folder))
+    if outcome is None:
+        raise RunError(f"not finished: fold {job.fold} ended early; run the same command again", 1)
+    return outcome
+
+
+def _filesystem(out: Storage, uri: str) -> tuple[pa.fs.FileSystem | None, str]:
+    """Ray Train's storage: a local path, or the bucket as our own storage reaches it."""
+    if not out.is_s3:
+        return None, uri
+    options = out.delta_options()
+    endpoint = options.get("AWS_ENDPOINT_URL", "")
+    scheme, _, host = endpoint.rpartition("://")
+    filesystem = pa.fs.S3FileSystem(
+        access_key=options.get("AWS_ACCESS_KEY_ID"),
+        secret_key=options.get("AWS_SECRET_ACCESS_KEY"),
+        session_token=options.get("AWS_SESSION_TOKEN"),
+        anonymous="AWS_SKIP_SIGNATURE" in options,
+        region=options.get("AWS_REGION"),
+        scheme=scheme or None,
+        endpoint_override=host or None,
+    )
+    return filesystem, uri.removeprefix("s3://")
+
+
+# -- in the workers --------------------------------------------------------------------------------------------------
+
+
+class _Board:
+    """Where workers say how far they are."""
+
+    def __init__(self) -> None:
+        self.said: list[tuple[int, Epoch]] = []
+
+    def say(self, fold: int, epoch: Epoch) -> None:
+        self.said.append((fold, epoch))
+
+    def take(self) -> list[tuple[int, Epoch]]:
+        """What was said since the last time."""
+        said, self.said = self.said, []
+        return said
+
+
+def _start_board() -> Any:
+    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+    return ray.remote(num_cpus=0)(_Board).options(scheduling_strategy=here).remote()
+
+
+def _train_worker(given: dict[str, Any]) -> None:
+    """One worker of one fold: from its last checkpoint, if there is one, to the outcome."""
+    from ray.train.torch import get_device
+
+    job: _Job = given["job"]
+    context = ray.train.get_context()
+    place = Place(
+        device=str(get_device()) if job.gpu else "cpu",
+        rank=context.get_world_rank(),
+        world=context.get_world_size(),
+        threads=job.threads,
+    )
+    state = None
+    if checkpoint := ray.train.get_checkpoint():
+        with checkpoint.as_directory() as folder:
+            if Path(folder, _SCORES).exists():
+                return  # all is done but the driver's part
+            state = _read_state(Path(folder))
+    saved = time.monotonic()
+
+    def after_epoch(epoch: Epoch, now: State) -> None:
+        nonlocal saved
+        metrics = {name: value for name, value in asdict(epoch).items() if value is not None}
+        if place.rank == 0:
+            given["board"].say.remote(job.fold, epoch)
+        if place.rank != 0 or not (now.done or time.monotonic() - saved >= job.checkpoint_s):
+            ray.train.report(metrics)
+            return
+        with tempfile.TemporaryDirectory() as folder:
+            _write_state(Path(folder), now)
+            ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
+        saved = time.monotonic()
+
+    validation = job.validation.part(job.cache)
+    fitted = fit(
+        job.net,
+        job.train.part(job.cache),
+        validation,
+        job.recipe,
+        seed=job.seed,
+        place=place,
+        start=_start_weights(job.start),
+        state=state,
+        after_epoch=after_epoch,
+    )
+    test = job.test.part(job.cache)
+    outcome = Outcome(
+        state_dict=fitted.state_dict,
+        validation_N=predict(fitted.classifier, validation.clips, len(validation), place),
+        test_N=predict(fitted.classifier, test.clips, len(test), place),
+        epochs=fitted.epochs,
+        best_epoch=fitted.best_epoch,
+    )
+    if place.rank != 0:
+        ray.train.report({"done": 1})
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        _write_outcome(Path(folder), outcome)
+        ray.train.report({"done": 1}, checkpoint=ray.train.Checkpoint.from_directory(folder))
+
+
+def _start_weights(start: tuple[Storage, str] | None) -> dict[str, Tensor] | None:
+    from safetensors.torch import load
+
+    if start is None:
+        return None
+    storage, uri = start
+    return {name: t.float() if t.is_floating_point() else t for name, t in load(storage.read_bytes(uri)).items()}
+
+
+def _write_state(folder: Path, state: State) -> None:
+    import torch
+
+    torch.save(state.as_dict(), folder / _STATE)
+
+
+def _read_state(folder: Path) -> State:
+    import torch
+
+    return State.from_dict(torch.load(folder / _STATE, map_location="cpu", weights_only=True))
+
+
+def _write_outcome(folder: Path, outcome: Outcome) -> None:
+    from safetensors.torch import save_file
+
+    save_file(dict(outcome.state_dict), folder / _WEIGHTS)
+    scores = {
+        "validation": outcome.validation_N.tolist(),
+        "test": outcome.test_N.tolist(),
+        "epochs": [asdict(epoch) for epoch in outcome.epochs],
+        "best_epoch": outcome.best_epoch,
+    }
+    (folder / _SCORES).write_text(json.dumps(scores))
+
+
+def _read_outcome(folder: Path) -> Outcome | None:
+    from safetensors.torch import load_file
+
+    if not (folder / _SCORES).exists():
+        return None
+    scores = json.loads((folder / _SCORES).read_text())
+    return Outcome(
+        state_dict=load_file(folder / _WEIGHTS),
+        validation_N=np.asarray(scores["validation"], np.float32),
+        test_N=np.asarray(scores["test"], np.float32),
+        epochs=tuple(Epoch(**epoch) for epoch in scores["epochs"]),
+        best_epoch=scores["best_epoch"],
+    )

@@ -1,0 +1,551 @@
+"""The training loop of one fold: clips and targets in, weights and held-out probabilities out.
+
+    Part (train), Part (validation) -> fit -> Fitted     one process, or one of several (torch.distributed)
+
+Every draw (initial weights, order, augmentation, dropout) is a function of the seed and the epoch, so a loop that goes on
+from a state ends as one that was never stopped. Knows nothing of Ray, tables, files or patients.
+
+Shapes: N clips of a part, B of a batch, T frames, H x W pixels.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from sklearn.metrics import roc_auc_score
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from angio_ray.models import NETS
+from angio_ray.models.classifier import ClipClassifier
+from angio_ray.training.augment import augment
+from angio_ray.training.quick_nets import any_input_size, quick_on_cpu, settle_statistics
+from angio_ray.training.recipes import Recipe, Stage
+
+_PREDICTED_AT_ONCE = 8
+_SETTLED_AT_ONCE = 16
+_CPU_MICRO_BATCH = 8
+
+
+class Clips(Protocol):
+    """Model inputs that can be read in any order, also from another thread."""
+
+    def read(self, rows_B: NDArray[np.intp]) -> NDArray[np.uint8]:
+        """The inputs of these rows, (B, T, H, W)."""
+
+
+@dataclass(frozen=True, slots=True)
+class InMemory:
+    """Inputs held as one array."""
+
+    clips_NTHW: NDArray[np.uint8]
+
+    def read(self, rows_B: NDArray[np.intp]) -> NDArray[np.uint8]:
+        """The inputs of these rows, (B, T, H, W)."""
+        return self.clips_NTHW[rows_B]
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """The clips of one part of a fold and their targets."""
+
+    clips: Clips
+    target_N: NDArray[np.int64]
+    """1: the positive class."""
+
+    def __len__(self) -> int:
+        return len(self.target_N)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Place:
+    """Where this process computes, and which of how many it is."""
+
+    device: str = "cpu"
+    rank: int = 0
+    world: int = 1
+    threads: int | None = None
+    """Of this process on processors. None: as torch has it."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Epoch:
+    """What one epoch came to."""
+
+    number: int
+    """From 1."""
+    of: int
+    """Epochs of the recipe, at most."""
+    size: int
+    frames: int
+    learning_rate: float
+    loss: float
+    validation_loss: float
+    validation_auc: float | None
+    """None where validation has one class only."""
+    clips: int
+    """Seen in this epoch, by all workers."""
+    seconds: float
+    """With validation."""
+    clips_per_s: float
+    """Of training alone."""
+    core_seconds: float
+    """Processor time of all workers."""
+    seconds_left: float
+    """Of the epochs to come, judged by those before."""
+
+
+@dataclass(slots=True)
+class State:
+    """All that the loop needs to go on: plain values and tensors, for torch.save."""
+
+    epoch: int = 0
+    """Epochs done."""
+    stage: int = 0
+    stage_epoch: int = 0
+    stale: int = 0
+    """Epochs of this stage without a better validation AUC."""
+    done: bool = False
+    history: list[dict[str, Any]] = field(default_factory=list)
+    best: tuple[float, float] | None = None
+    """(validation AUC, -validation loss) of this stage's best epoch."""
+    best_epoch: int = 0
+    model: dict[str, Tensor] = field(default_factory=dict)
+    optimizer: dict[str, Any] = field(default_factory=dict)
+    best_model: dict[str, Tensor] = field(default_factory=dict)
+    """Weights of that epoch, kept in the last stage."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """For torch.save; read it with `weights_only=True`."""
+        return {name: getattr(self, name) for name in self.__dataclass_fields__}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> State:
+        """What `as_dict` gave."""
+        values = dict(values)
+        values["best"] = None if values["best"] is None else tuple(values["best"])
+        return cls(**values)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Fitted:
+    """A trained net."""
+
+    state_dict: dict[str, Tensor]
+    """Of `ClipClassifier.net`, on the CPU, rounded as a bundle stores it."""
+    epochs: tuple[Epoch, ...]
+    best_epoch: int
+    """Whose weights these are, from 1."""
+    classifier: ClipClassifier
+    """Ready to predict."""
+
+
+def fit(
+    net: str,
+    train: Part,
+    validation: Part,
+    recipe: Recipe,
+    *,
+    seed: int = 0,
+    place: Place | None = None,
+    start: Mapping[str, Tensor] | None = None,
+    state: State | None = None,
+    after_epoch: Callable[[Epoch, State], None] | None = None,
+) -> Fitted:
+    """Train a net on one part while another is watched.
+
+    Parameters
+    ----------
+    net
+        Name in NETS.
+    train, validation
+        Both classes in the first. Validation chooses the epoch and the end of a stage, nothing else.
+    recipe
+        How.
+    seed
+        The same seed, data, number of workers and machine give the same weights.
+    place
+        With `world` above 1, torch.distributed must be initialised; every process calls this with the same arguments.
+    start
+        State dict of `ClipClassifier.net` to begin from. Default: the net's random one.
+    state
+        What `after_epoch` was given after some epoch: the loop goes on from there.
+    after_epoch
+        Called on every process after each epoch, with a state that holds tensors of the running net: save or copy them.
+
+    Raises
+    ------
+    ValueError
+        A part that lacks clips or a class, an unknown net.
+    """
+    place = place or Place()
+    if place.threads:
+        torch.set_num_threads(place.threads)
+    loop = _Loop(net, train, validation, recipe, seed, place, start)
+    if state is not None:
+        loop.resume(state)
+    loop.run(after_epoch)
+    return loop.finish()
+
+
+@torch.no_grad()
+def predict(
+    classifier: ClipClassifier, clips: Clips, num_clips: int, place: Place | None = None
+) -> NDArray[np.float32]:
+    """Probability of the positive class of each clip, (N,), in float32; the processes share the work, all get the whole."""
+    place = place or Place()
+    classifier.eval()
+    mine = _share(np.arange(num_clips), place)
+    batches = _batches_of(mine, _PREDICTED_AT_ONCE)
+    found = [
+        torch.softmax(classifier.logits(x.to(place.device)).float(), dim=-1)[:, -1].cpu().numpy()
+        for x in _read_ahead(clips, batches)
+    ]
+    return np.asarray(_gathered(found, place), np.float32).reshape(-1)
+
+
+class _Loop:
+    def __init__(
+        self,
+        net: str,
+        train: Part,
+        validation: Part,
+        recipe: Recipe,
+        seed: int,
+        place: Place,
+        start: Mapping[str, Tensor] | None,
+    ) -> None:
+        if net not in NETS:
+            raise ValueError(f"unknown net {net!r}; there is {', '.join(NETS)}")
+        if not len(validation):
+            raise ValueError("there is no validation clip")
+        if len(train) < 2 * place.world:
+            raise ValueError(f"{len(train)} training clips are too few for {place.world} workers")
+        positive = float(np.mean(train.target_N))
+        if positive in (0.0, 1.0):
+            raise ValueError("the training clips have one class only")
+        self.train, self.validation, self.recipe, self.place, self.seed = train, validation, recipe, place, seed
+        self.device = torch.device(place.device)
+        self.layout = NETS[net].layout
+        torch.manual_seed(seed)
+        self.classifier = ClipClassifier(NETS[net])
+        if start is not None:
+            self.classifier.net.load_state_dict(dict(start))
+        any_input_size(self.classifier)
+        if self.device.type == "cpu":
+            quick_on_cpu(self.classifier)
+        for module in self.classifier.modules():
+            if isinstance(module, nn.Dropout) and recipe.dropout is not None:
+                module.p = recipe.dropout
+        volume = self.layout == "BCTHW"
+        self.classifier.to(self.device, memory_format=torch.channels_last_3d if volume else torch.channels_last)  # type: ignore[call-overload]
+        self.model: nn.Module = _Logits(self.classifier)
+        if place.world > 1:
+            self.model = DistributedDataParallel(
+                self.model, device_ids=None if self.device.type == "cpu" else [self.device]
+            )
+        self.optimizer = torch.optim.Adam(
+            self.classifier.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay
+        )
+        by_class = [0.5 / (1 - positive), 0.5 / positive] if recipe.balance == "weights" else [1.0, 1.0]
+        self.class_weight = torch.tensor(by_class)
+        self.target_N = torch.from_numpy(np.asarray(train.target_N, np.int64))
+        self.state = State()
+
+    # -- epochs --
+
+    def resume(self, state: State) -> None:
+        self.state = state
+        if state.model:
+            self.classifier.net.load_state_dict(state.model)
+            self.optimizer.load_state_dict(state.optimizer)
+
+    def run(self, after_epoch: Callable[[Epoch, State], None] | None) -> None:
+        state, stages = self.state, self.recipe.stages
+        while not state.done:
+            stage = stages[state.stage]
+            if self._time_is_up(stage):
+                break
+            epoch = self._epoch(stage)
+            state.history.append(asdict(epoch))
+            last = state.stage == len(stages) - 1
+            self._judge(epoch, last)
+            state.epoch += 1
+            state.stage_epoch += 1
+            tired = self.recipe.patience is not None and state.stale >= self.recipe.patience
+            if tired or state.stage_epoch >= stage.epochs:
+                state.done = last
+                if not last:
+                    state.stage, state.stage_epoch, state.stale, state.best = state.stage + 1, 0, 0, None
+            state.model, state.optimizer = self.classifier.net.state_dict(), self.optimizer.state_dict()
+            if after_epoch:
+                after_epoch(epoch, state)
+        state.done = True
+
+    def _judge(self, epoch: Epoch, last_stage: bool) -> None:
+        """Whether this epoch is the best of its stage; in the last stage its weights are kept."""
+        state = self.state
+        score = (epoch.validation_auc if epoch.validation_auc is not None else 0.0, -epoch.validation_loss)
+        better = state.best is None or score > state.best
+        state.stale = 0 if state.best is None or score[0] > state.best[0] else state.stale + 1
+        if better:
+            state.best, state.best_epoch = score, epoch.number
+            if last_stage and self.recipe.keep == "best":
+                state.best_model = _on_cpu(self.classifier.net.state_dict())
+
+    def _time_is_up(self, stage: Stage) -> bool:
+        if self.recipe.max_minutes is None or not self.state.history:
+            return False
+        spent = sum(epoch["seconds"] for epoch in self.state.history)
+        return spent + self._seconds_per_value() * _values(stage) > self.recipe.max_minutes * 60
+
+    def _seconds_per_value(self) -> float:
+        """Of the newest epoch: seconds per pixel of a clip."""
+        newest = self.state.history[-1]
+        return float(newest["seconds"]) / (newest["size"] ** 2 * newest["frames"])
+
+    def _epoch(self, stage: Stage) -> Epoch:
+        number, recipe, place = self.state.epoch, self.recipe, self.place
+        rate = recipe.learning_rate * recipe.gamma ** (number // recipe.step_epochs)  # StepLR
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        torch.manual_seed(_mixed(self.seed, number, place.rank, 1))  # dropout
+        begun, processor = time.monotonic(), time.process_time()
+        batches = self._order(number)
+        losses, clips = self._steps(stage, number, batches)
+        trained_s = time.monotonic() - begun
+        probability_N = self._watch(stage)
+        loss, auc = _judged(self.validation.target_N, probability_N)
+        # the same numbers on every process: they decide what comes next
+        values = _agreed(
+            [
+                sum(_gathered([np.array([losses])], place)) / clips,
+                trained_s,
+                time.monotonic() - begun,
+                sum(_gathered([np.array([time.process_time() - processor])], place)),
+            ],
+            place,
+        )
+        mean_loss, trained_s, seconds, core_seconds = map(float, values)
+        per_value = seconds / _values(stage)
+        state = self.state
+        left = [
+            (stage, stage.epochs - state.stage_epoch - 1),
+            *((s, s.epochs) for s in recipe.stages[state.stage + 1 :]),
+        ]
+        return Epoch(
+            number=number + 1,
+            of=number + sum(n for _, n in left) + 1,
+            size=stage.size,
+            frames=stage.frames,
+            learning_rate=rate,
+            loss=mean_loss,
+            validation_loss=loss,
+            validation_auc=auc,
+            clips=clips,
+            seconds=seconds,
+            clips_per_s=clips / max(trained_s, 1e-9),
+            core_seconds=core_seconds,
+            seconds_left=per_value * sum(_values(s) * n for s, n in left),
+        )
+
+    def _order(self, number: int) -> list[NDArray[np.intp]]:
+        """Rows of each optimizer step of an epoch, of all workers together."""
+        rng = np.random.default_rng((self.seed, number))
+        rows = np.arange(len(self.train))
+        if self.recipe.balance == "sampler":
+            target = self.train.target_N
+            chance = np.where(target == 1, 0.5 / (target == 1).sum(), 0.5 / (target == 0).sum())
+            order = rng.choice(rows, len(rows), p=chance)
+        else:
+            order = rng.permutation(rows)
+        # equal shares: no small rest, whose batch statistics would be noise
+        steps = max(1, min(round(len(order) / self.recipe.batch_size), len(order) // (2 * self.place.world)))
+        return np.array_split(order, steps)
+
+    def _steps(self, stage: Stage, number: int, batches: Sequence[NDArray[np.intp]]) -> tuple[float, int]:
+        """One pass over the batches; (sum of the losses of this worker's clips, clips of all workers)."""
+        recipe, place = self.recipe, self.place
+        self.model.train()
+        micro = recipe.micro_batch or (_CPU_MICRO_BATCH if self.device.type == "cpu" else recipe.batch_size)
+        shares = [_batches_of(_share(batch, place), micro) for batch in batches]
+        reading = _read_ahead(self.train.clips, [rows for share in shares for rows in share], self.device)
+        total = torch.zeros((), device=self.device)
+        for step, (batch, share) in enumerate(zip(batches, shares, strict=True)):
+            whole = self.class_weight[self.target_N[batch]].sum()
+            self.optimizer.zero_grad(set_to_none=True)
+            for i, rows in enumerate(share):
+                generator = torch.Generator().manual_seed(_mixed(self.seed, number, step, i * place.world + place.rank))
+                x = augment(thinned(next(reading).to(self.device), stage.size, stage.frames), recipe.augment, generator)
+                target = self.target_N[rows]
+                weight = self.class_weight[target].to(self.device)
+                with self._local(last=i == len(share) - 1), self._autocast():
+                    logits = self.model(x)
+                    each = F.cross_entropy(
+                        logits.float(), target.to(self.device), reduction="none", label_smoothing=recipe.label_smoothing
+                    )
+                    loss = (each * weight).sum() / whole
+                    # DistributedDataParallel takes the mean over the workers; the sum is meant
+                    (loss * place.world).backward()
+                total += loss.detach() * len(batch)
+            if recipe.clip_norm:
+                nn.utils.clip_grad_norm_(self.classifier.parameters(), recipe.clip_norm)
+            self.optimizer.step()
+        return float(total), sum(map(len, batches))
+
+    def _local(self, *, last: bool) -> AbstractContextManager[Any]:
+        """Gradients are exchanged with the last part of a step only."""
+        if last or not isinstance(self.model, DistributedDataParallel):
+            return nullcontext()
+        return self.model.no_sync()
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        precision = self.recipe.precision
+        if precision == "auto":
+            fits = self.device.type == "cuda" and torch.cuda.is_bf16_supported()
+            precision = "bfloat16" if fits else "float32"
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bfloat16")
+
+    @torch.no_grad()
+    def _watch(self, stage: Stage) -> NDArray[np.float32]:
+        """Probabilities of the validation clips at the stage's size."""
+        return predict(self.classifier, _Thinned(self.validation.clips, stage), len(self.validation), self.place)
+
+    # -- the end --
+
+    def finish(self) -> Fitted:
+        state = self.state
+        best_epoch = state.epoch
+        if state.best_model:
+            self.classifier.net.load_state_dict(state.best_model)
+            best_epoch = state.best_epoch
+        if self.recipe.settle_clips:
+            rows = np.random.default_rng((self.seed, 0, 0)).permutation(len(self.train))[: self.recipe.settle_clips]
+            batches = _read_ahead(self.train.clips, _batches_of(rows, _SETTLED_AT_ONCE))
+            settle_statistics(self.classifier, (x.to(self.device) for x in batches))
+        as_stored(self.classifier)
+        self.classifier.eval()
+        return Fitted(
+            state_dict=_on_cpu(self.classifier.net.state_dict()),
+            epochs=tuple(Epoch(**epoch) for epoch in state.history),
+            best_epoch=best_epoch,
+            classifier=self.classifier,
+        )
+
+
+class _Logits(nn.Module):
+    """DistributedDataParallel wraps `forward`; training wants logits."""
+
+    def __init__(self, classifier: ClipClassifier) -> None:
+        super().__init__()
+        self.classifier = classifier
+
+    def forward(self, x_BTHW: Tensor) -> Tensor:
+        logits: Tensor = self.classifier.logits(x_BTHW)
+        return logits
+
+
+@dataclass(frozen=True, slots=True)
+class _Thinned:
+    """Clips at a stage's size."""
+
+    clips: Clips
+    stage: Stage
+
+    def read(self, rows_B: NDArray[np.intp]) -> Any:
+        return thinned(torch.from_numpy(self.clips.read(rows_B)), self.stage.size, self.stage.frames).numpy()
+
+
+def thinned(x_BTHW: Tensor, size: int, frames: int) -> Tensor:
+    """Clips at size x size px by area averaging, and so many of their frames, evenly; float32 where the size changes."""
+    x_BTHW = x_BTHW[:, :: max(1, x_BTHW.shape[1] // frames)][:, :frames]
+    if x_BTHW.shape[-1] <= size:
+        return x_BTHW
+    return F.interpolate(x_BTHW.float(), (size, size), mode="area")
+
+
+@torch.no_grad()
+def as_stored(classifier: ClipClassifier) -> None:
+    """Round the weights as a bundle stores them (`write_bundle(half=True)`): figures are of what is shipped."""
+    for tensor in classifier.net.state_dict().values():
+        if tensor.ndim > 1:
+            tensor.copy_(tensor.half().float())
+
+
+def _values(stage: Stage) -> int:
+    return stage.size**2 * stage.frames
+
+
+def _judged(target_N: NDArray[np.int64], probability_N: NDArray[np.float32]) -> tuple[float, float | None]:
+    """Mean cross entropy, and the AUC where both classes are there."""
+    p = np.clip(np.where(target_N == 1, probability_N, 1 - probability_N), 1e-7, 1.0)
+    auc = float(roc_auc_score(target_N, probability_N)) if len(set(target_N.tolist())) > 1 else None
+    return float(-np.log(p).mean()), auc
+
+
+def _on_cpu(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in state_dict.items()}
+
+
+def _mixed(*numbers: int) -> int:
+    """One seed from several numbers."""
+    return int(np.random.SeedSequence(numbers).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def _batches_of(rows: NDArray[np.intp], size: int) -> list[NDArray[np.intp]]:
+    """The rows in nearly equal batches of `size` at most."""
+    return np.array_split(rows, -(-len(rows) // size)) if len(rows) else []
+
+
+def _read_ahead(
+    clips: Clips, batches: Sequence[NDArray[np.intp]], device: torch.device | None = None
+) -> Iterator[Tensor]:
+    """The inputs of each batch in turn, the next one being read meanwhile."""
+
+    def read(rows: NDArray[np.intp]) -> Tensor:
+        x = torch.from_numpy(clips.read(rows))
+        return x.pin_memory() if device is not None and device.type == "cuda" else x
+
+    with ThreadPoolExecutor(1) as reader:
+        ahead = [reader.submit(read, rows) for rows in batches[:1]]
+        for rows in [*batches[1:], None]:
+            if not ahead:
+                return
+            current = ahead.pop()
+            if rows is not None:
+                ahead.append(reader.submit(read, rows))
+            yield current.result()
+
+
+# -- several processes --
+
+
+def _share(rows: NDArray[np.intp], place: Place) -> NDArray[np.intp]:
+    return np.array_split(rows, place.world)[place.rank]
+
+
+def _gathered(parts: Sequence[NDArray[Any]], place: Place) -> NDArray[Any]:
+    """What all processes have, in the order of their ranks, on each of them."""
+    mine = np.concatenate(parts) if len(parts) else np.empty(0, np.float32)
+    if place.world == 1:
+        return mine
+    found: list[Any] = [None] * place.world
+    dist.all_gather_object(found, mine)
+    return np.concatenate(found)
+
+
+def _agreed(values: list[float], place: Place) -> list[float]:
+    """The first process's values, on each of them."""
+    if place.world > 1:
+        dist.broadcast_object_list(values, src=0)
+    return values

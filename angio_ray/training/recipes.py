@@ -1,0 +1,314 @@
+"""Recipes: how a net is trained, as named, typed defaults. Numbers only: knows no torch, no clips, no Ray.
+
+    paper   the quality paper's (spec section 1): Adam, StepLR(30), rates and batches as stated, over 100 epochs
+    short   for two processor cores and a few hundred clips: small inputs first, a dozen or so epochs
+    smoke   one epoch of tiny inputs: shows that everything runs, teaches nothing
+
+A recipe is changed by `dataclasses.replace` or by RecipeChanges (what the command line offers). What the papers do not
+state is ours, and marked so below.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field, fields, replace
+from typing import Annotated, Any, Literal, get_args
+
+from cyclopts import Parameter
+
+Balance = Literal["weights", "sampler", "none"]
+Precision = Literal["auto", "float32", "bfloat16"]
+Keep = Literal["best", "last"]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AugmentConfig:
+    """How far a clip may be changed. Shares are of the clips, the rest are bounds of uniform draws.
+
+    Flip, rotation, perspective and blur are the quality paper's, their strengths are ours; so is all the rest, which
+    stands for what differs between one vendor's display and another's.
+    """
+
+    flip: float = 0.5
+    """Share of clips mirrored left to right. 0 where left and right carry meaning (artery, view)."""
+    rotation_deg: float = 10.0
+    zoom: float = 0.1
+    """Natural log of the scale, either way."""
+    shift: float = 0.05
+    """Of the side."""
+    perspective: float = 0.05
+    """Movement of a corner, of the side; half of the clips."""
+    blur_share: float = 0.2
+    blur_px: float = 1.0
+    """Largest standard deviation."""
+    gamma: float = 0.35
+    """Natural log of the exponent, either way; the same for contrast."""
+    contrast: float = 0.3
+    brightness: float = 0.1
+    """Of the full scale, either way."""
+    noise_share: float = 0.3
+    noise: float = 0.04
+    """Standard deviation, of the full scale."""
+    halo_share: float = 0.3
+    halo: float = 0.8
+    """Strength of unsharp masking."""
+    cut_share: float = 0.0
+    """Share of clips with a border blanked, as a collimator would."""
+
+    def scaled(self, strength: float) -> AugmentConfig:
+        """All bounds and shares but the flip's times `strength` (0: flips alone)."""
+        scaled = {f.name: getattr(self, f.name) * strength for f in fields(self) if f.name != "flip"}
+        return AugmentConfig(flip=self.flip, **scaled)
+
+
+NO_AUGMENTATION = AugmentConfig(flip=0.0).scaled(0.0)
+"""No change at all."""
+PAPER_AUGMENTATION = AugmentConfig(
+    zoom=0.0, shift=0.0, gamma=0.0, contrast=0.0, brightness=0.0, noise_share=0.0, halo_share=0.0
+)
+"""What the quality paper names, and nothing else."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Stage:
+    """Epochs at one input size. Small inputs first: an epoch costs as many times as it has pixels."""
+
+    size: int
+    """Height and width, px; at most the net's window."""
+    frames: int
+    """Every so many of the window's frames that these are left."""
+    epochs: int
+
+    def __post_init__(self) -> None:
+        if min(self.size, self.frames, self.epochs) < 1:
+            raise ValueError("a stage is size x frames x epochs, all at least 1")
+
+    def __str__(self) -> str:
+        return f"{self.size}x{self.frames}x{self.epochs}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recipe:
+    """How to train one net. Rates are those of Adam."""
+
+    stages: tuple[Stage, ...]
+    batch_size: int = 16
+    """Clips per optimizer step, of all workers together."""
+    micro_batch: int | None = None
+    """Clips per forward pass of a worker; the rest of its share is accumulated. None: 8 on processors, all on GPUs."""
+    learning_rate: float = 1e-3
+    weight_decay: float = 1e-4
+    step_epochs: int = 10
+    """StepLR: after every so many epochs the rate is multiplied by `gamma`."""
+    gamma: float = 0.4
+    dropout: float | None = None
+    """Of all dropout layers. None: as the net has it."""
+    clip_norm: float = 2.0
+    """Longest gradient of a step; 0: any."""
+    balance: Balance = "weights"
+    """Against unequal classes: weights in the loss, or each class drawn as often (with repeats), or nothing."""
+    label_smoothing: float = 0.0
+    precision: Precision = "auto"
+    """Of the forward and backward pass; auto: bfloat16 on GPUs that have it, float32 on processors."""
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    patience: int | None = None
+    """A stage ends after so many epochs without a better validation AUC. None: never early."""
+    keep: Keep = "best"
+    """Which epoch's weights: the last stage's best by validation AUC (then by validation loss), or the last."""
+    settle_clips: int = 96
+    """Training clips, whole and not augmented, over which batch normalisation is settled after the last epoch; 0: not."""
+    max_minutes: float | None = None
+    """Of one fold: no epoch is begun that would end later, judged by the ones before. None: no limit."""
+
+    def __post_init__(self) -> None:
+        if not self.stages:
+            raise ValueError("a recipe needs at least one stage")
+        if self.batch_size < 2:
+            raise ValueError("batch size: at least 2 (batch normalisation)")
+        if self.micro_batch is not None and self.micro_batch < 2:
+            raise ValueError("micro batch: at least 2 (batch normalisation)")
+        for name in ("learning_rate", "gamma", "step_epochs"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"{name.replace('_', ' ')}: must be above 0")
+        for name in ("weight_decay", "clip_norm", "settle_clips"):
+            if getattr(self, name) < 0:
+                raise ValueError(f"{name.replace('_', ' ')}: must not be below 0")
+        if self.dropout is not None and not 0 <= self.dropout < 1:
+            raise ValueError("dropout: at least 0, below 1")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError("label smoothing: at least 0, below 1")
+        if self.patience is not None and self.patience < 1:
+            raise ValueError("patience: at least 1 epoch")
+        if self.max_minutes is not None and not self.max_minutes > 0:
+            raise ValueError("max minutes: must be above 0")
+        for name, words in (("balance", Balance), ("precision", Precision), ("keep", Keep)):
+            if getattr(self, name) not in get_args(words):
+                raise ValueError(f"{name}: one of {', '.join(get_args(words))}")
+
+    @property
+    def epochs(self) -> int:
+        """Of all stages, at most."""
+        return sum(stage.epochs for stage in self.stages)
+
+    def with_epochs(self, epochs: int) -> Recipe:
+        """The same stages, so many epochs in all: each its share, the last at least one; a stage left without goes."""
+        if epochs < 1:
+            raise ValueError("epochs: at least 1")
+        shares = [stage.epochs * epochs / self.epochs for stage in self.stages]
+        counts = [int(share) for share in shares]
+        counts[-1] = max(1, counts[-1])
+        while sum(counts) != epochs:
+            gaps = [share - count for share, count in zip(shares, counts, strict=True)]
+            if sum(counts) < epochs:
+                counts[gaps.index(max(gaps))] += 1
+            else:
+                open_to = [i for i, count in enumerate(counts) if count > (i == len(counts) - 1)]
+                counts[min(open_to, key=lambda i: gaps[i])] -= 1
+        stages = [replace(stage, epochs=n) for stage, n in zip(self.stages, counts, strict=True) if n]
+        return replace(self, stages=tuple(stages))
+
+
+def parse_stages(text: str) -> tuple[Stage, ...]:
+    """Stages as typed: size x frames x epochs, with commas between (`80x4x12,160x16x2`). ValueError."""
+    stages = []
+    for word in text.split(","):
+        found = re.fullmatch(r"(\d+)x(\d+)x(\d+)", word.strip())
+        if not found:
+            raise ValueError(f"stages {text!r}: size x frames x epochs each, such as 80x4x12,160x16x2")
+        size, frames, epochs = map(int, found.groups())
+        stages.append(Stage(size=size, frames=frames, epochs=epochs))
+    return tuple(stages)
+
+
+def _pairs(_type: Any, tokens: Sequence[Any]) -> tuple[tuple[str, float], ...]:
+    pairs = []
+    for word in (word for token in tokens for word in token.value.split(",") if word):
+        name, _, value = word.partition("=")
+        pairs.append((name.strip(), float(value)))
+    return tuple(pairs)
+
+
+Pairs = Annotated[
+    tuple[tuple[str, float], ...],
+    Parameter(converter=_pairs, n_tokens=1, negative="", show_default=False),
+]
+"""name=value with commas between on the command line."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RecipeChanges:
+    """What to change in a recipe; None leaves it."""
+
+    stages: str | None = None
+    """Size x frames x epochs of each stage, with commas between: 80x4x12,160x16x2."""
+    epochs: int | None = None
+    """Of all stages together, divided as the recipe divides them."""
+    batch_size: int | None = None
+    """Clips per optimizer step, of all workers together."""
+    micro_batch: int | None = None
+    """Clips per forward pass of a worker; the rest of its share is accumulated."""
+    learning_rate: float | None = None
+    """Of Adam."""
+    weight_decay: float | None = None
+    """Of Adam."""
+    step_epochs: int | None = None
+    """StepLR: epochs between two steps of the rate."""
+    gamma: float | None = None
+    """StepLR: factor of each step."""
+    dropout: float | None = None
+    """Of all dropout layers."""
+    clip_norm: float | None = None
+    """Longest gradient of a step; 0: any."""
+    balance: Balance | None = None
+    """Against unequal classes: weights in the loss, each class drawn as often, or nothing."""
+    label_smoothing: float | None = None
+    """Of the targets."""
+    precision: Precision | None = None
+    """Of the forward and backward pass."""
+    strength: float | None = None
+    """Factor for all of the augmentation but flips."""
+    augment: Pairs = ()
+    """Single bounds of the augmentation: rotation_deg=5,noise=0.02."""
+    patience: int | None = None
+    """A stage ends after so many epochs without a better validation AUC; 0: never early."""
+    keep: Keep | None = None
+    """Which epoch's weights."""
+    settle_clips: int | None = None
+    """Training clips over which batch normalisation is settled at the end."""
+    max_minutes: float | None = None
+    """Of one fold: no epoch is begun that would end later."""
+
+    def applied(self, recipe: Recipe) -> Recipe:
+        """The changed recipe. ValueError where it makes no sense."""
+        plain = {
+            f.name: getattr(self, f.name)
+            for f in fields(self)
+            if f.name not in ("stages", "epochs", "strength", "augment", "patience")
+            and getattr(self, f.name) is not None
+        }
+        if self.stages is not None:
+            plain["stages"] = parse_stages(self.stages)
+        if self.patience is not None:
+            plain["patience"] = self.patience or None
+        augment = recipe.augment if self.strength is None else recipe.augment.scaled(self.strength)
+        known = {f.name for f in fields(AugmentConfig)}
+        if unknown := sorted({name for name, _ in self.augment} - known):
+            raise ValueError(f"augment {', '.join(unknown)}: no such bound; there are {', '.join(sorted(known))}")
+        changed = replace(recipe, **plain, augment=replace(augment, **dict(self.augment)))
+        return changed if self.epochs is None else changed.with_epochs(self.epochs)
+
+
+def _stages(*stages: tuple[int, int, int]) -> tuple[Stage, ...]:
+    return tuple(Stage(size=size, frames=frames, epochs=epochs) for size, frames, epochs in stages)
+
+
+def _paper(size: int, frames: int, rate: float, decay: float, batch: int) -> Recipe:
+    """Stated: Adam, StepLR(step 30), over 100 epochs, rate, decay, batch, which augmentation. The rest is ours."""
+    return Recipe(
+        stages=_stages((size, frames, 101)),
+        batch_size=batch,
+        learning_rate=rate,
+        weight_decay=decay,
+        step_epochs=30,
+        gamma=0.1,
+        clip_norm=0.0,
+        augment=PAPER_AUGMENTATION,
+    )
+
+
+def _short(*stages: tuple[int, int, int], **changes: Any) -> Recipe:
+    options: dict[str, Any] = {"dropout": 0.0, "step_epochs": 8, "gamma": 0.4, **changes}
+    return Recipe(stages=_stages(*stages), **options)
+
+
+RECIPES: dict[str, dict[str, Recipe]] = {
+    "paper": {
+        "r18_2d": _paper(299, 4, 5e-5, 1e-3, 32),
+        "r152_2d": _paper(299, 4, 5e-5, 1e-3, 32),
+        "r18_3d": _paper(160, 16, 1e-4, 1e-3, 32),
+        "r152_3d": _paper(160, 16, 1e-4, 1e-3, 32),
+        "x3d_s": _paper(160, 16, 1e-4, 1e-4, 64),
+    },
+    "short": {
+        "r18_2d": _short((160, 4, 6), (299, 4, 1), learning_rate=5e-4),
+        "r152_2d": _short((160, 4, 4), (299, 4, 1), learning_rate=3e-4),
+        "r18_3d": _short((80, 8, 6), (160, 16, 1), learning_rate=5e-4),
+        "r152_3d": _short((80, 8, 4), (160, 16, 1), learning_rate=3e-4),
+        "x3d_s": _short((80, 4, 12), (112, 8, 6), (160, 16, 2)),
+    },
+    "smoke": {
+        net: _short((32, 4, 1), batch_size=4, settle_clips=8)
+        for net in ("r18_2d", "r152_2d", "r18_3d", "r152_3d", "x3d_s")
+    },
+}
+"""Recipe name -> net -> recipe."""
+
+
+def find_recipe(name: str, net: str) -> Recipe:
+    """The recipe of that name for a net. ValueError names what there is."""
+    if name not in RECIPES:
+        raise ValueError(f"no recipe {name!r}; there are {', '.join(RECIPES)}")
+    if net not in RECIPES[name]:
+        raise ValueError(f"recipe {name} is not for net {net!r}; it is for {', '.join(RECIPES[name])}")
+    return RECIPES[name][net]

@@ -1,0 +1,418 @@
+"""What folds leave behind: threshold, bundle, predictions and figures. From probabilities to folders and tables.
+
+    fold -> write_fold -> bundle folder + rows of `predictions`       all folds -> write_summary -> ensemble + `metrics`
+
+The threshold comes from validation rows alone; figures come from test rows of patients that the fold's model has not seen.
+Knows nothing of Ray, of clips' pixels or of how the weights were found.
+
+Shapes: N rows of a part.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+from safetensors.torch import load
+from torch import Tensor
+
+from angio_ray import __version__
+from angio_ray.evaluation.metrics import binary_metrics, calibration, decision_curve
+from angio_ray.evaluation.pooled import FoldsSummary, folds_summary
+from angio_ray.evaluation.thresholds import Rule, choose_threshold
+from angio_ray.models import TASKS
+from angio_ray.models.bundles import Bundle, Origin, load_bundle, write_bundle
+from angio_ray.storage import Storage
+from angio_ray.tables.root import TableRoot
+from angio_ray.tables.row_sets import read_set
+from angio_ray.training.folds import Fold, Folds, check_disjoint
+from angio_ray.training.loop import Epoch
+from angio_ray.training.predictions import (
+    ModelFacts,
+    calibration_rows,
+    decision_rows,
+    folds_rows,
+    held_out,
+    read_predictions,
+    write_fold_predictions,
+    write_metrics,
+)
+from angio_ray.training.recipes import Recipe
+
+log = logging.getLogger(__name__)
+
+OUT_OF_FOLD = "out_of_fold"
+ENSEMBLE = "ensemble"
+_COST = ("epochs", "clips_seen", "train_seconds", "core_hours")
+_SHOWN = ("auc", "average_precision", "accuracy", "precision", "sensitivity", "specificity", "npv", "f1", "brier")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Experiment:
+    """What all folds of a training share."""
+
+    name: str
+    task: str
+    net: str
+    recipe: Recipe
+    recipe_name: str
+    folds: Folds
+    label_set: str
+    clips: pa.Table
+    """Schema `labels.LABELLED`, of every clip in the folds."""
+    rule: Rule
+    at_least: float | None
+    seen_before: tuple[str, ...]
+    """Pseudonyms of the patients whom the model to begin from has seen; none of them is in the folds."""
+    began_from: str
+    """In words."""
+    command: str
+    resamples: int
+    out: Storage
+
+    @property
+    def trained_on(self) -> Origin:
+        """patients, as soon as one clip is of a patient."""
+        return "synthetic" if pc.all(self.clips["synthetic"]).as_py() else "patients"
+
+    @property
+    def data_domain(self) -> str:
+        """Of the clips: synthetic, patients or mixed."""
+        synthetic = set(self.clips["synthetic"].to_pylist())
+        return "mixed" if len(synthetic) > 1 else "synthetic" if synthetic == {True} else "patients"
+
+    def bundle_place(self, fold: int | str) -> str:
+        """Where the bundle of a fold (or the ensemble) lies, below `out`: `score --bundles` takes the folder above it."""
+        return f"{self.name}/bundles/{fold if isinstance(fold, str) else f'fold-{fold}'}/{self.task}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Outcome:
+    """What a fold's training came to."""
+
+    state_dict: Mapping[str, Tensor]
+    validation_N: NDArray[np.float32]
+    """Probability of the positive class of each validation clip, in the order of the fold's part."""
+    test_N: NDArray[np.float32]
+    epochs: tuple[Epoch, ...]
+    best_epoch: int
+
+    @property
+    def cost(self) -> dict[str, float]:
+        """Epochs, clips seen, seconds, core-hours (processor time)."""
+        return {
+            "epochs": float(len(self.epochs)),
+            "clips_seen": float(sum(epoch.clips for epoch in self.epochs)),
+            "train_seconds": sum(epoch.seconds for epoch in self.epochs),
+            "core_hours": sum(epoch.core_seconds for epoch in self.epochs) / 3600,
+        }
+
+
+def fold_is_written(experiment: Experiment, root: TableRoot, number: int) -> bool:
+    """Whether the fold's predictions are there, and the bundle that made them."""
+    stored = read_predictions(root, experiment.name, experiment.net, folds=[number])
+    if not stored.num_rows:
+        return False
+    manifest = _manifest(experiment, number)
+    return manifest is not None and manifest["digest"] == stored["bundle"][0].as_py()
+
+
+def write_fold(experiment: Experiment, root: TableRoot, fold: Fold, outcome: Outcome) -> None:
+    """Choose the threshold on validation, write the bundle and its card, then the predictions.
+
+    ValueError where validation lacks a class or no threshold reaches what was asked for.
+    """
+    check_disjoint(fold.train, fold.validation, fold.test)
+    operating = choose_threshold(
+        _target(fold.validation), outcome.validation_N, rule=experiment.rule, at_least=experiment.at_least
+    )
+    tested = binary_metrics(_target(fold.test), outcome.test_N, operating.threshold).figures()
+    figures = {f"test_{name}": round(value, 4) for name, value in tested.items() if value is not None}
+    card = _fold_card(experiment, fold, outcome, operating.threshold, tested)
+    bundle = _publish(
+        experiment.out,
+        experiment.bundle_place(fold.number),
+        lambda folder: write_bundle(
+            folder,
+            task=experiment.task,
+            net=experiment.net,
+            state_dicts=[outcome.state_dict],
+            threshold=operating.threshold,
+            trained_on=experiment.trained_on,
+            classes=TASKS[experiment.task].classes,
+            metrics=figures | outcome.cost,
+            training_patients=[*fold.training_patients, *experiment.seen_before],
+            card=card,
+            half=True,
+        ),
+    )
+    ids = [*fold.validation["clip_id"].to_pylist(), *fold.test["clip_id"].to_pylist()]
+    probability_N = np.concatenate([outcome.validation_N, outcome.test_N]).tolist()
+    facts = _facts(experiment, bundle)
+    probability = dict(zip(ids, probability_N, strict=True))
+    write_fold_predictions(root, facts, experiment.folds, fold.number, probability, experiment.clips)
+
+
+def write_summary(experiment: Experiment, root: TableRoot, *, trained: bool = True) -> FoldsSummary:
+    """The ensemble of all folds' bundles, and the figures of the out-of-fold rows, from what is stored.
+
+    With `trained` false (no fold is new) nothing that is there is written again: `evaluate` may have added to it.
+    """
+    numbers = range(experiment.folds.num_folds)
+    bundles = [_fetch(experiment, number) for number in numbers]
+    rows = read_predictions(root, experiment.name, experiment.net, folds=numbers)
+    rows = rows.filter(pc.equal(rows["part"], "test"))
+    names = ("target", "probability", "group_id", "fold", "threshold", "in_sample")
+    columns = {name: rows[name].to_pylist() for name in names}
+    summary = folds_summary(
+        columns["target"],
+        columns["probability"],
+        columns["group_id"],
+        columns["fold"],
+        columns["threshold"],
+        in_sample_N=columns["in_sample"],
+        resamples=experiment.resamples,
+    )
+    there = read_set(root, "metrics", experiment=experiment.name, model=experiment.net, data=OUT_OF_FOLD).num_rows
+    if there and not trained:
+        return summary
+    kept = held_out(rows)
+    target, probability = kept["target"].to_pylist(), kept["probability"].to_pylist()
+    counts = {"num_clips": len(kept), "num_positive": sum(target), "num_patients": summary.num_patients}
+    figures = [
+        *folds_rows(summary),
+        *calibration_rows(calibration(target, probability), scope="pooled", **counts),
+        *decision_rows(decision_curve(target, probability), scope="pooled", **counts),
+        *_cost_rows(bundles),
+    ]
+    if len(bundles) > 1:
+        _write_ensemble(experiment, bundles, summary)
+    facts = _facts(experiment, None)
+    write_metrics(root, facts, OUT_OF_FOLD, figures, data_domain=experiment.data_domain)
+    return summary
+
+
+def summary_lines(experiment: Experiment, summary: FoldsSummary) -> list[str]:
+    """What to tell the user: the pooled figures with intervals beside the mean of the folds, and on which data."""
+    pooled = summary.pooled
+    lines = [
+        f"{experiment.name}: {pooled.num_rows:,} out-of-fold clips of {summary.num_patients:,} patients "
+        f"({experiment.data_domain}), {pooled.num_positive:,} {TASKS[experiment.task].classes[-1]}"
+    ]
+    for name in ("auc", "accuracy", "precision", "sensitivity", "specificity", "f1"):
+        value, mean = pooled.figures()[name], summary.mean_of_folds[name]
+        interval = summary.pooled_intervals.get(name)
+        low_high = "" if interval is None or interval.low is None else f" ({interval.low:.3f}-{interval.high:.3f})"
+        spread = (
+            ""
+            if mean.mean is None
+            else f"; folds {mean.mean:.3f}" + (f" +- {mean.sd:.3f}" if mean.sd is not None else "")
+        )
+        lines.append(f"  {name} {_said(value)}{low_high}{spread}")
+    if summary.num_in_sample:
+        lines.append(f"  {summary.num_in_sample:,} rows of patients that the model had seen are left out")
+    return lines
+
+
+# -- figures ---------------------------------------------------------------------------------------------------------
+
+
+def _target(part: pa.Table) -> NDArray[np.int64]:
+    return np.asarray(part["target"].to_pylist(), np.int64)
+
+
+def _facts(experiment: Experiment, bundle: Bundle | None) -> ModelFacts:
+    return ModelFacts(
+        experiment=experiment.name,
+        model=experiment.net,
+        threshold=bundle.threshold if bundle else None,
+        model_domain=experiment.trained_on,
+        bundle=bundle.digest if bundle else None,
+        label_set=experiment.label_set,
+    )
+
+
+def _cost_rows(bundles: Sequence[Bundle]) -> list[dict[str, Any]]:
+    """What the training took, beside the figures that it gave."""
+    rows: list[dict[str, Any]] = []
+    for name in _COST:
+        values = [bundle.metrics.get(name) for bundle in bundles]
+        rows += ({"scope": "fold", "fold": i, "metric": name, "value": value} for i, value in enumerate(values))
+        rows.append({"scope": "pooled", "metric": name, "value": sum(value or 0.0 for value in values)})
+    return rows
+
+
+# -- bundles ---------------------------------------------------------------------------------------------------------
+
+
+def _write_ensemble(experiment: Experiment, bundles: Sequence[Bundle], summary: FoldsSummary) -> None:
+    """All folds' weights. No clip is new to all of them, so its threshold is the mean of theirs, and no figure is its own."""
+    threshold = round(float(np.mean([bundle.threshold for bundle in bundles])), 4)
+    seen = sorted({patient for bundle in bundles for patient in bundle.training_patients})
+    _publish(
+        experiment.out,
+        experiment.bundle_place(ENSEMBLE),
+        lambda folder: write_bundle(
+            folder,
+            task=experiment.task,
+            net=experiment.net,
+            state_dicts=[load(data) for bundle in bundles for data in bundle.weights],
+            threshold=threshold,
+            trained_on=experiment.trained_on,
+            classes=TASKS[experiment.task].classes,
+            training_patients=seen,
+            card=_ensemble_card(experiment, bundles, summary, threshold),
+            half=True,
+        ),
+    )
+
+
+def _publish(out: Storage, place: str, write: Callable[[Path], Bundle]) -> Bundle:
+    """Write a bundle folder wherever `out` is; its manifest last, so that it is there as a whole or not at all."""
+    with tempfile.TemporaryDirectory() as folder:
+        bundle = write(Path(folder) / "bundle")
+        files = sorted(Path(folder, "bundle").iterdir(), key=lambda file: file.name == "bundle.json")
+        for file in files:
+            out.write_bytes(out.child(place, file.name), file.read_bytes())
+    return bundle
+
+
+def _manifest(experiment: Experiment, number: int) -> dict[str, Any] | None:
+    out = experiment.out
+    try:
+        return dict(json.loads(out.read_bytes(out.child(experiment.bundle_place(number), "bundle.json"))))
+    except FileNotFoundError:
+        return None
+
+
+def _fetch(experiment: Experiment, number: int) -> Bundle:
+    out, manifest = experiment.out, _manifest(experiment, number)
+    assert manifest is not None
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ["bundle.json", *(entry["file"] for entry in manifest["weights"])]:
+            data = out.read_bytes(out.child(experiment.bundle_place(number), name))
+            Path(folder, Path(name).name).write_bytes(data)
+        return load_bundle(folder)
+
+
+# -- cards -----------------------------------------------------------------------------------------------------------
+
+
+def _fold_card(
+    experiment: Experiment,
+    fold: Fold,
+    outcome: Outcome,
+    threshold: float,
+    figures: Mapping[str, float | None],
+) -> str:
+    parts = [("train", fold.train), ("validation", fold.validation), ("test", fold.test)]
+    counts = [
+        f"| {name} | {len(set(part['group_id'].to_pylist())):,} | {len(part):,} | {int(_target(part).sum()):,} |"
+        for name, part in parts
+    ]
+    shown = [f"| {name} | {_said(figures[name])} |" for name in _SHOWN]
+    positive = outcome.test_N >= np.float32(threshold)
+    kinds = dict(zip(*(experiment.clips[c].to_pylist() for c in ("clip_id", "quality_class")), strict=True))
+    by_kind: dict[str, list[bool]] = {}
+    for clip_id, hit in zip(fold.test["clip_id"].to_pylist(), positive.tolist(), strict=True):
+        by_kind.setdefault(kinds[clip_id] or "(none given)", []).append(hit)
+    classes = [f"| {kind} | {len(hits)} | {sum(hits)} |" for kind, hits in sorted(by_kind.items())]
+    epochs = [
+        f"{e.number}. {e.frames} frames of {e.size} px, rate {e.learning_rate:g}: loss {e.loss:.3f}, "
+        f"validation AUC {_said(e.validation_auc)}"
+        for e in outcome.epochs
+    ]
+    cost = outcome.cost
+    return f"""{_head(experiment, f"fold {fold.number} of {experiment.folds.num_folds}")}
+
+## Data
+{_data(experiment)}
+
+| part (by patient) | patients | clips | {TASKS[experiment.task].classes[-1]} |
+|---|---|---|---|
+{chr(10).join(counts)}
+
+## Protocol
+{_protocol(experiment)} Threshold {threshold:g} by {experiment.rule} on the validation patients only.
+Weights of epoch {outcome.best_epoch} of {len(outcome.epochs)}; {cost["clips_seen"]:,.0f} clips seen,
+{cost["train_seconds"]:,.0f} s, {cost["core_hours"]:.2f} core-hours. Made by angio_ray {__version__} with
+
+    {experiment.command}
+
+{chr(10).join(epochs)}
+
+## Figures on the test patients ({experiment.data_domain}; this fold's alone, see `metrics` for all with intervals)
+
+| figure | value |
+|---|---|
+{chr(10).join(shown)}
+
+| kind of test clip | clips | called {TASKS[experiment.task].classes[-1]} |
+|---|---|---|
+{chr(10).join(classes)}
+"""
+
+
+def _ensemble_card(experiment: Experiment, bundles: Sequence[Bundle], summary: FoldsSummary, threshold: float) -> str:
+    lines = "\n".join(f"- {line.strip()}" for line in summary_lines(experiment, summary)[1:])
+    return f"""{_head(experiment, f"ensemble of {len(bundles)} folds")}
+
+The mean of the folds' probabilities. Threshold {threshold:g}: the mean of the folds' own, each chosen on its validation
+patients. **No figure of the ensemble was measured:** every patient of the data was seen by some of its members. To judge
+it, score other patients.
+
+## Data
+{_data(experiment)}
+
+## Protocol
+{_protocol(experiment)} Made by angio_ray {__version__} with
+
+    {experiment.command}
+
+## Its members on their own left-out patients
+{lines}
+"""
+
+
+def _head(experiment: Experiment, what: str) -> str:
+    seen = "synthetic clips only" if experiment.trained_on == "synthetic" else "clips of patients"
+    return f"""# {experiment.net}, {experiment.task}: {experiment.name}, {what}
+
+**Trained on {seen}. Research use only, not for clinical use.** It gives the probability that a clip is
+{TASKS[experiment.task].classes[-1]}. Its figures hold for clips like those it was tested on, and for no others."""
+
+
+def _data(experiment: Experiment) -> str:
+    clips = experiment.clips
+    patients = len(set(clips["group_id"].to_pylist()))
+    first = experiment.folds.fold(0)
+    positive = int(sum(_target(part).sum() for part in (first.train, first.validation, first.test)))
+    return (
+        f"{len(clips):,} clips of {patients:,} patients ({experiment.data_domain}), about {positive:,} "
+        f"{TASKS[experiment.task].classes[-1]}; labels `{experiment.label_set}`, folds `{experiment.folds.name}` "
+        f"({experiment.folds.plan.scheme}, no patient on two sides)."
+    )
+
+
+def _protocol(experiment: Experiment) -> str:
+    recipe = experiment.recipe
+    settings = {k: v for k, v in asdict(recipe).items() if k not in ("stages", "augment")}
+    stages = ", then ".join(f"{s.epochs} epochs of {s.frames} frames of {s.size} px" for s in recipe.stages)
+    return (
+        f"Recipe {experiment.recipe_name}: {stages}; begun from {experiment.began_from}. Adam, StepLR, cross entropy. "
+        f"Settings: {', '.join(f'{k} {v}' for k, v in settings.items())}. Augmentation: "
+        f"{', '.join(f'{k} {v:g}' for k, v in asdict(recipe.augment).items())}."
+    )
+
+
+def _said(value: float | None) -> str:
+    return "not defined" if value is None else f"{value:.3f}"

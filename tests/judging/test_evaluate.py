@@ -1,0 +1,340 @@
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pytest
+from rich.console import Console
+from sklearn.metrics import roc_auc_score
+
+from angio_ray.cli import main
+from angio_ray.judging.evaluate import OUT_OF_FOLD, Evaluation, evaluate_experiment, evaluate_run
+from angio_ray.models.bundles import BundleError, load_bundle, save_bundle
+from angio_ray.pseudonyms import KeyMissing
+from angio_ray.tables.root import TableRoot, TablesError
+from angio_ray.tables.row_sets import read_set, write_set
+from angio_ray.tables.sql import query
+from angio_ray.training.folds import FoldPlan, ensure_folds
+from angio_ray.training.labels import join_labels, read_label_file, task_clips
+from angio_ray.training.predictions import ModelFacts, write_fold_predictions
+from tests.judging.conftest import (
+    EACH,
+    PATIENTS,
+    all_scores,
+    clip_id,
+    patient_id,
+    probability,
+    site,
+    target,
+    write_run,
+)
+from tests.training.indexed import KEY
+
+FEW = 200
+"""Draws of the bootstrap: intervals are tested elsewhere."""
+
+
+def printed(found: Evaluation) -> str:
+    out = io.StringIO()
+    found.print(Console(file=out, width=200))
+    return out.getvalue()
+
+
+def metrics(root: TableRoot, experiment: str, model: str, data: str) -> list[dict[str, object]]:
+    return read_set(root, "metrics", experiment=experiment, model=model, data=data).to_pylist()
+
+
+def one(rows: list[dict[str, object]], metric: str, scope: str, **more: object) -> dict[str, object]:
+    found = [
+        row
+        for row in rows
+        if row["metric"] == metric
+        and row["scope"] == scope
+        and all(
+            row[name] == more.get(name) for name in ("subgroup", "subgroup_value", "compared_with", "cutoff", "fold")
+        )
+    ]
+    assert len(found) == 1
+    return found[0]
+
+
+# -- a run against labels --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def judged(tmp_path_factory: pytest.TempPathFactory, bundle_folder: Path) -> tuple[TableRoot, Evaluation]:
+    folder = tmp_path_factory.mktemp("site")
+    root = site(folder)
+    scores = all_scores()
+    gone = scores.pop((29, 3)), scores.pop((28, 0))
+    assert gone
+    digest = load_bundle(bundle_folder, weights=False).digest
+    write_run(root, "r", scores, bundle=digest, rejected={(29, 3): "truncated"}, folder=folder)
+    return root, evaluate_run(root, "r", "readers", key=KEY, bundles=[bundle_folder.parent], resamples=FEW)
+
+
+def test_rows_of_patients_that_the_bundle_has_seen_are_kept_out_and_counted(
+    judged: tuple[TableRoot, Evaluation],
+) -> None:
+    root, found = judged
+    kept = [(p, c) for p in range(5, PATIENTS) for c in range(EACH) if (p, c) not in ((29, 3), (28, 0))]
+    m = found.models[0].assessment
+    assert (m.metrics.num_rows, m.num_patients, m.num_in_sample) == (len(kept), PATIENTS - 5, 5 * EACH)
+    wanted = roc_auc_score([target(*pair) for pair in kept], [probability(*pair) for pair in kept])
+    assert m.metrics.auc == pytest.approx(wanted, abs=1e-6)
+    rows = metrics(root, "r", "x3d_s", "readers")
+    auc = one(rows, "auc", "set")
+    assert auc["value"] == pytest.approx(wanted, abs=1e-6)
+    assert (auc["num_in_sample"], auc["num_clips"], auc["num_patients"]) == (5 * EACH, len(kept), PATIENTS - 5)
+    assert auc["low"] < auc["value"] < auc["high"]  # type: ignore[operator]
+    assert (auc["data_domain"], auc["model_domain"], auc["method"]) == ("patients", "synthetic", "clustered_bootstrap")
+    stored = read_set(root, "predictions", experiment="r", model="x3d_s", data="readers")
+    seen = {patient_id(p) for p in range(5)}
+    assert {row["patient_id"] for row in stored.to_pylist() if row["in_sample"]} == seen
+    assert set(stored["label_set"].to_pylist()) == {"readers"}
+
+
+def test_labelled_clips_without_a_score_are_in_no_figure_and_named_by_why(judged: tuple[TableRoot, Evaluation]) -> None:
+    root, found = judged
+    assert found.models[0].assessment.unscored == {"rejected: truncated": 1, "not in the run": 1}
+    rows = metrics(root, "r", "x3d_s", "readers")
+    assert one(rows, "unscored_clips", "set", subgroup="outcome", subgroup_value="rejected: truncated")["value"] == 1
+
+
+def test_the_table_says_what_the_paper_says(judged: tuple[TableRoot, Evaluation]) -> None:
+    _, found = judged
+    text = printed(found)
+    c = found.models[0].assessment.metrics.confusion
+    assert (
+        f"unsatisfactory found {c.true_positive}, missed {c.false_negative}; satisfactory kept {c.true_negative}"
+        in text
+    )
+    assert (
+        f"excludes {100 * (c.positive_rate or 0):.1f} % of the clips (labels: {100 * (c.prevalence or 0):.1f} %)"
+        in text
+    )
+    assert f"of those kept {100 * (c.npv or 0):.1f} % are satisfactory" in text
+    assert "patients' clips of 25 patients" in text
+    assert "trained on synthetic" in text
+    assert "in-sample rows kept out: 20" in text
+    assert "1 rejected: truncated" in text
+
+
+def test_subgroups_come_from_the_header_and_the_site_as_a_pseudonym(judged: tuple[TableRoot, Evaluation]) -> None:
+    root, found = judged
+    groups = found.models[0].assessment.subgroups
+    assert {fact: {g.value for g in values} for fact, values in groups.items() if fact != "site"} == {
+        "vendor": {"Siemens", "Philips", "GE MEDICAL SYSTEMS"},
+        "view": {"LAO cranial", "RAO cranial", "LAO", "RAO"},
+        "frame rate": {"12 to 17/s", "under 12/s"},
+        "year": {"2019", "2020"},
+        "artery": {"LCA", "RCA"},
+    }
+    assert len(groups["site"]) == 2
+    for fact in groups:
+        assert sum(g.metrics.num_rows for g in groups[fact]) == found.models[0].assessment.metrics.num_rows
+    everything = str(read_set(root, "metrics", experiment="r", model="x3d_s", data="readers").to_pylist()) + printed(
+        found
+    )
+    assert "Elsewhere" not in everything
+    assert "General" not in everything
+    views = query(root, "SELECT auc, num_clips FROM metrics_wide WHERE experiment = 'r'").to_pylist()
+    assert len(views) == 1  # subgroups do not blur the line of all rows
+
+
+def test_judging_again_replaces_and_keeps_what_others_filed(
+    judged: tuple[TableRoot, Evaluation], bundle_folder: Path
+) -> None:
+    root, found = judged
+    before = metrics(root, "r", "x3d_s", "readers")
+    cost = {"scope": "set", "metric": "core_hours", "value": 1.5}
+    made = ("experiment", "model", "data", "measured_at", "code_version")
+    rows = [{k: v for k, v in row.items() if k not in made} for row in before]
+    write_set(root, "metrics", [*rows, cost], replace=True, experiment="r", model="x3d_s", data="readers")
+    again = evaluate_run(root, "r", "readers", key=KEY, bundles=[bundle_folder.parent], resamples=FEW)
+    after = metrics(root, "r", "x3d_s", "readers")
+    assert again.num_rows == 0  # the same rows are there
+    assert len(after) == len(before) + 1
+    assert one(after, "core_hours", "set")["value"] == 1.5
+    assert one(after, "auc", "set")["value"] == one(before, "auc", "set")["value"]
+    assert found.num_rows == len(before)
+
+
+def test_a_label_file_does_as_well_and_needs_the_key(judged: tuple[TableRoot, Evaluation], bundle_folder: Path) -> None:
+    root, found = judged
+    file = str(Path(root.uri("labels")).parents[1] / "labels.csv")
+    again = evaluate_run(root, "r", file, key=KEY, bundles=[bundle_folder.parent], data="own", resamples=FEW)
+    assert again.models[0].assessment.metrics == found.models[0].assessment.metrics
+    assert again.models[0].data == "own"
+    with pytest.raises(KeyMissing, match="--key-file"):
+        evaluate_run(root, "r", file, bundles=[bundle_folder.parent], resamples=FEW)
+
+
+def test_without_the_key_there_are_no_sites(judged: tuple[TableRoot, Evaluation], bundle_folder: Path) -> None:
+    root, _ = judged
+    again = evaluate_run(root, "r", "readers", bundles=[bundle_folder.parent], data="keyless", resamples=FEW)
+    assert "site" not in again.models[0].assessment.subgroups
+    assert any("no subgroups by site" in note for note in again.notes)
+
+
+def test_who_was_seen_must_be_known(judged: tuple[TableRoot, Evaluation], bundle_folder: Path, tmp_path: Path) -> None:
+    root, _ = judged
+    with pytest.raises(TablesError, match="name its folder with --bundle"):
+        evaluate_run(root, "r", "readers", key=KEY, resamples=FEW)
+    save_bundle(tmp_path / "other", load_bundle(bundle_folder, weights=False).with_threshold(0.7))
+    with pytest.raises(TablesError, match="the given ones are others"):
+        evaluate_run(root, "r", "readers", key=KEY, bundles=[tmp_path / "other"], resamples=FEW)
+    with pytest.raises(BundleError, match="no bundle in"):
+        evaluate_run(root, "r", "readers", key=KEY, bundles=[tmp_path / "nowhere"], resamples=FEW)
+
+
+@pytest.mark.parametrize(
+    ("run", "labels", "said"),
+    [("nowhere", "readers", "there is no run nowhere"), ("r", "nobody", "there is readers")],
+)
+def test_what_is_not_there_is_one_clear_line(
+    judged: tuple[TableRoot, Evaluation], bundle_folder: Path, run: str, labels: str, said: str
+) -> None:
+    with pytest.raises(TablesError, match=said):
+        evaluate_run(judged[0], run, labels, key=KEY, bundles=[bundle_folder.parent])
+
+
+def test_two_runs_are_compared_on_the_clips_that_both_held_out(
+    judged: tuple[TableRoot, Evaluation], bundle_folder: Path
+) -> None:
+    root, _ = judged
+    duller = {pair: p for pair, p in all_scores(0.2).items() if pair[0] < 28}
+    write_run(root, "dull", duller, bundle=load_bundle(bundle_folder, weights=False).digest)
+    found = evaluate_run(root, "r", "readers", key=KEY, against="dull", bundles=[bundle_folder], resamples=FEW)
+    a, b, paired = found.comparisons[0]
+    assert (a.experiment, b.experiment) == ("dull", "r")
+    assert paired.num_rows == (28 - 5) * EACH
+    assert paired.differences["auc"].estimate > 0.05  # type: ignore[operator]
+    row = one(metrics(root, "r", "x3d_s", "readers"), "auc", "set", compared_with="dull/x3d_s")
+    assert row["value"] == paired.differences["auc"].estimate
+    assert "r: x3d_s less dull: x3d_s" in printed(found)
+
+
+# -- an experiment ---------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def trained(tmp_path: Path) -> TableRoot:
+    """Two models of three folds, one better than the other; fold 1 of the worse one could not read a clip."""
+    root = site(tmp_path, synthetic=True)
+    clips, targets = task_clips(join_labels(root, KEY, read_label_file(tmp_path / "labels.csv")).clips)
+    folds = ensure_folds(root, "f", clips, targets, FoldPlan(folds=3))
+    of = {clip_id(p, c): (p, c) for p in range(PATIENTS) for c in range(EACH)}
+    for model, sharpness in (("x3d_s", 1.6), ("r18_3d", 0.5)):
+        facts = ModelFacts(
+            experiment="e",
+            model=model,
+            threshold=0.5,
+            model_domain="synthetic",
+            bundle=f"{model}-b",
+            label_set="readers",
+        )
+        for fold in folds:
+            ids = [*fold.validation["clip_id"].to_pylist(), *sorted(fold.test["clip_id"].to_pylist())]
+            if (model, fold.number) == ("r18_3d", 1):
+                ids.pop()
+            scores = {name: probability(*of[name], sharpness) for name in ids}
+            write_fold_predictions(root, facts, folds, fold.number, scores, clips)
+    return root
+
+
+def test_an_experiment_is_judged_out_of_fold_and_its_models_against_each_other(trained: TableRoot) -> None:
+    found = evaluate_experiment(trained, "e", key=KEY, resamples=FEW)
+    by_model = {judged.model: judged for judged in found.models}
+    assert set(by_model) == {"x3d_s", "r18_3d"}
+    x3d = by_model["x3d_s"].assessment
+    assert x3d.folds is not None
+    assert (x3d.metrics.num_rows, len(x3d.folds.folds), x3d.num_patients) == (PATIENTS * EACH, 3, PATIENTS)
+    assert x3d.data_domain == "synthetic"
+    assert by_model["r18_3d"].assessment.unscored == {"left out by a fold, not scored": 1}
+    rows = metrics(trained, "e", "x3d_s", OUT_OF_FOLD)
+    pooled, mean = one(rows, "auc", "pooled"), one(rows, "auc", "mean_of_folds")
+    of_folds = [one(rows, "auc", "fold", fold=fold)["value"] for fold in range(3)]
+    assert mean["value"] == pytest.approx(np.mean(of_folds))  # type: ignore[arg-type]
+    assert mean["sd"] == pytest.approx(np.std(of_folds, ddof=1))  # type: ignore[arg-type]
+    assert pooled["value"] == x3d.metrics.auc
+    assert one(rows, "net_benefit", "pooled", cutoff=0.5)["value"] is not None
+    assert one(rows, "ece", "pooled")["num_clips"] == PATIENTS * EACH
+    (a, b, paired) = found.comparisons[0]
+    assert (a.model, b.model, paired.num_rows) == ("r18_3d", "x3d_s", PATIENTS * EACH - 1)
+    text = printed(found)
+    assert "mean ± sd of 3 folds" in text
+    assert "x3d_s, out of fold less r18_3d, out of fold" in text
+    assert "synthetic clips" in text
+    assert evaluate_experiment(trained, "e", key=KEY, resamples=FEW).num_rows == 0
+
+
+def test_validation_rows_are_in_no_figure(trained: TableRoot) -> None:
+    stored = read_set(trained, "predictions", experiment="e", model="x3d_s", data="folds", fold=0)
+    assert pc.sum(pc.equal(stored["part"], "validation")).as_py() > 0
+    found = evaluate_experiment(trained, "e", resamples=FEW)
+    assert all(m.assessment.num_in_sample == 0 for m in found.models)
+    assert all("validation" not in set(m.assessment.rows["part"].to_pylist()) for m in found.models)
+
+
+def test_patients_whom_a_fold_has_seen_are_known_from_the_tables(trained: TableRoot) -> None:
+    """A run scored by one fold's own bundle: its folder is not needed."""
+    facts = {"experiment": "e2", "model": "x3d_s", "data": "folds", "fold": 0}
+    rows = read_set(trained, "predictions", experiment="e", model="x3d_s", data="folds", fold=0)
+    digest = "a" * 64
+    drop = ["experiment", "bundle", "predicted_at", "code_version"]
+    rows = rows.drop_columns(drop).append_column("bundle", pa.array([digest] * len(rows)))
+    write_set(trained, "predictions", rows, replace=True, **facts)
+    write_run(trained, "scored-by-fold", all_scores(), bundle=digest, synthetic=True)
+    found = evaluate_run(trained, "scored-by-fold", "readers", key=KEY, resamples=FEW)
+    test = pc.sum(pc.equal(rows["part"], "test")).as_py()
+    assert found.models[0].model == "x3d_s"
+    assert found.models[0].assessment.metrics.num_rows == test
+    assert found.models[0].assessment.num_in_sample == PATIENTS * EACH - test
+
+
+def test_an_experiment_that_is_not_there_names_those_that_are(trained: TableRoot) -> None:
+    with pytest.raises(TablesError, match="there is e"):
+        evaluate_experiment(trained, "x")
+
+
+# -- the command -----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "evaluate takes --experiment E, or --run R with --labels L"),
+        (["--run", "r"], "--run R with --labels L"),
+        (["--experiment", "e", "--data", "d"], "go with --run"),
+        (["--experiment", "e", "--resamples", "5"], "at least 100"),
+        (["--experiment", "e"], "there is no table runs"),
+    ],
+)
+def test_what_cannot_be_is_said_and_nothing_is_made(
+    words: list[str], said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "key").write_text("ab" * 32)
+    (tmp_path / "key").chmod(0o600)
+    monkeypatch.setenv("ANGIO_RAY_KEY_FILE", str(tmp_path / "key"))
+    assert main(["evaluate", "--tables", str(tmp_path / "new"), *words]) == 2
+    out, err = capsys.readouterr()
+    assert (out, len(err.splitlines()), said in err) == ("", 1, True)
+    assert not (tmp_path / "new").exists()
+
+
+def test_the_command_judges_a_run_with_the_key_beside_the_tables(
+    judged: tuple[TableRoot, Evaluation], bundle_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tables = Path(judged[0].uri("scores")).parent
+    words = ["--run", "r", "--labels", str(tables.parent / "labels.csv"), "--bundle", str(bundle_folder)]
+    assert main(["evaluate", "--tables", str(tables), "--experiment", "site-check", *words, "--resamples", "100"]) == 0
+    text = capsys.readouterr().out
+    digest = load_bundle(bundle_folder, weights=False).digest[:8]
+    assert f"r: x3d_s-{digest}" in text
+    assert "site " in text
+    assert "labels: 120 rows, 120 clips of 30 patients" in text
+    assert metrics(judged[0], "site-check", f"x3d_s-{digest}", "labels")

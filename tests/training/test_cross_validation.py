@@ -1,0 +1,257 @@
+"""Cross-validation as a user starts it: what it leaves, and that it ends the same whatever was killed meanwhile."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pyarrow.parquet as pq
+import pytest
+
+from angio_ray.models.bundles import load_bundle
+from angio_ray.phantom import generate
+from angio_ray.storage import Storage
+from angio_ray.tables.root import TableRoot
+from angio_ray.tables.sql import query
+from angio_ray.training.config import TrainConfig
+from angio_ray.training.cross_validation import Rooms, size_rooms
+from angio_ray.training.predictions import read_predictions
+from tests.s3 import S3Server
+
+pytest_plugins = ("tests.s3",)
+
+PATIENCE_S = 400.0
+KEY = "5a" * 32
+
+
+# -- how folds share a cluster ---------------------------------------------------------------------------------------
+
+
+def config(**changes: Any) -> TrainConfig:
+    return TrainConfig("quality", labels="l.csv", clips="c", tables="t", **changes)
+
+
+@pytest.mark.parametrize(
+    ("nodes", "changes", "rooms"),
+    [
+        ([(2, 0)], {}, Rooms(2, 1, False)),
+        ([(16, 0)], {}, Rooms(5, 3, False)),
+        ([(3, 0), (3, 0)], {}, Rooms(5, 1, False)),
+        ([(4, 0)], {"parallel": 1}, Rooms(1, 4, False)),
+        ([(4, 0)], {"workers": 2}, Rooms(2, 1, False)),
+        ([(64, 0)], {"parallel": 30}, Rooms(5, 12, False)),
+        ([(16, 1)], {}, Rooms(1, 16, True)),
+        ([(16, 4), (8, 4), (4, 0)], {}, Rooms(5, 2, True)),
+    ],
+    ids=["two cores", "one node", "two nodes", "one at once", "two workers", "no more than folds", "a GPU", "GPUs"],
+)
+def test_folds_share_the_cluster(nodes: list[tuple[int, int]], changes: dict[str, Any], rooms: Rooms) -> None:
+    assert size_rooms([{"CPU": c, "GPU": g} for c, g in nodes], config(**changes), 5) == rooms
+
+
+# -- on a cluster ----------------------------------------------------------------------------------------------------
+
+
+class Training:
+    """`angio-ray train` as a process of its own."""
+
+    def __init__(self, folder: Path, experiment: str, env: Mapping[str, str] | None = None, **flags: Any) -> None:
+        options = {
+            "labels": folder / "clips" / "labels.parquet", "clips": folder / "clips", "tables": folder / "tables",
+            "cache": folder / "cache", "key_file": folder / "key", "experiment": experiment, "folds": 2,
+            "validation": 0.3, "recipe": "smoke", "checkpoint_s": 0.0, "resamples": 100,
+        } | flags  # fmt: skip
+        command = [sys.executable, "-m", "angio_ray.cli", "train", "quality"]
+        for name, value in options.items():
+            command += [f"--{name.replace('_', '-')}", str(value)]
+        self.experiment = experiment
+        self.said = folder / f"{experiment}-{time.monotonic_ns()}.log"
+        dropped = ("RAY_ADDRESS", "RAY_AUTH", "RAY_JOB", "AWS_", "ANGIO_RAY_KEY_FILE")
+        kept = {name: value for name, value in os.environ.items() if not name.startswith(dropped)}
+        with self.said.open("wb") as out:
+            self.process = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=out, stderr=out, start_new_session=True,
+                env=kept | {"RAY_AUTH_MODE": "disabled"} | dict(env or {}),
+            )  # fmt: skip
+        self.tree: set[psutil.Process] = set()
+
+    @property
+    def text(self) -> str:
+        return self.said.read_text(errors="replace")
+
+    def until(self, condition: Callable[[], Any], what: str) -> Any:
+        """The condition's first result that is true."""
+        deadline = time.monotonic() + PATIENCE_S
+        while time.monotonic() < deadline:
+            ended = self.process.poll() is not None
+            if value := condition():
+                return value
+            assert not ended, f"it ended ({self.process.returncode}) before {what}:\n{self.text}"
+            time.sleep(0.2)
+        raise AssertionError(f"no {what}:\n{self.text}")
+
+    def end(self) -> int:
+        return self.process.wait(PATIENCE_S)
+
+    def look(self) -> None:
+        with suppress(psutil.NoSuchProcess):
+            self.tree.update(psutil.Process(self.process.pid).children(recursive=True))
+
+    def workers(self) -> set[psutil.Process]:
+        self.look()
+        found = set()
+        for process in self.tree:
+            with suppress(psutil.Error):
+                if process.is_running() and "RayTrainWorker" in " ".join(process.cmdline()):
+                    found.add(process)
+        return found
+
+    def close(self) -> None:
+        self.look()
+        with suppress(ProcessLookupError):
+            self.process.kill()
+        for process in self.tree:
+            with suppress(psutil.Error):
+                process.kill()
+        self.process.wait()
+        psutil.wait_procs(self.tree, timeout=30)
+
+
+@contextmanager
+def training(folder: Path, experiment: str, **flags: Any) -> Iterator[Training]:
+    run = Training(folder, experiment, **flags)
+    try:
+        yield run
+    finally:
+        run.close()
+
+
+def finished(folder: Path, experiment: str, code: int = 0, **flags: Any) -> str:
+    with training(folder, experiment, **flags) as run:
+        assert run.end() == code, run.text
+        return run.text
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """21 clips of 7 patients, one of them damaged, with labels and a key."""
+    made = tmp_path_factory.mktemp("training")
+    generate(made / "clips", patients=7, seed=3, size=96, clips=(3, 3), frames=(40, 44), syntax="rle", workers=1)
+    key = made / "key"
+    key.write_text(KEY)
+    key.chmod(0o600)
+    path = made / "clips" / pq.read_table(made / "clips" / "labels.parquet")["path"][0].as_py()
+    path.write_bytes(path.read_bytes()[:-4000])
+    return made
+
+
+def root(folder: Path) -> TableRoot:
+    return TableRoot(Storage(str(folder / "tables")))
+
+
+def rows(folder: Path, experiment: str) -> list[dict[str, Any]]:
+    """Predictions of both folds, without what may differ between two equal experiments."""
+    found = read_predictions(root(folder), experiment, "x3d_s", folds=range(2))
+    return found.drop_columns(["experiment", "bundle", "predicted_at"]).to_pylist()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_an_experiment_leaves_folds_rows_figures_and_bundles(folder: Path) -> None:
+    text = finished(folder, "whole", 3, epochs=2)
+    assert "truncated" in text
+    assert "1 labelled clips could not be decoded" in text
+    test = [row for row in rows(folder, "whole") if row["part"] == "test"]
+    assert len({row["clip_id"] for row in test}) == len(test) == 20
+    assert not any(row["in_sample"] for row in test)
+    wide = query(root(folder), "SELECT scope, auc, num_clips FROM metrics_wide WHERE experiment = 'whole'").to_pylist()
+    assert sorted(row["scope"] for row in wide) == ["fold", "fold", "mean_of_folds", "pooled"]
+    assert query(root(folder), "SELECT * FROM fold_leaks").num_rows == 0
+    names = set(query(root(folder), "SELECT DISTINCT metric FROM metrics").column(0).to_pylist())
+    assert {"auc", "ece", "net_benefit", "epochs", "core_hours", "clips_seen"} <= names
+    bundles = folder / "tables.training" / "whole" / "bundles"
+    members = [load_bundle(bundles / f"fold-{n}" / "quality") for n in range(2)]
+    ensemble = load_bundle(bundles / "ensemble" / "quality")
+    assert set(ensemble.training_patients) == {p for member in members for p in member.training_patients}
+    assert len(ensemble.weights) == 2
+    for number, member in enumerate(members):
+        tested = {row["patient_id"] for row in read_predictions(root(folder), "whole", "x3d_s", folds=[number]).to_pylist()
+                  if row["part"] == "test"}  # fmt: skip
+        assert not tested & set(member.training_patients)
+    card = (bundles / "fold-0" / "quality" / "MODEL_CARD.md").read_text()
+    for phrase in ("synthetic clips only", "not for clinical use", "angio-ray train quality", "core-hours"):
+        assert phrase in card
+    # the same again: nothing is trained, nothing is doubled
+    before = rows(folder, "whole")
+    assert "epoch" not in finished(folder, "whole", 3, epochs=2)
+    assert rows(folder, "whole") == before
+    assert "begun with another recipe" in finished(folder, "whole", 2, epochs=3)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_a_killed_worker_and_a_killed_driver_change_no_row(folder: Path) -> None:
+    """Both folds at once, one worker each; a worker is killed after a checkpoint, then the driver, then it goes on."""
+    finished(folder, "undisturbed", 3, epochs=6)
+    checkpoints = folder / "tables.training" / "killed" / "checkpoints"
+
+    def kept(fold: int) -> bool:
+        """Whether Ray Train has written down a checkpoint of this fold."""
+        with suppress(FileNotFoundError):
+            return "checkpoint_" in (checkpoints / f"fold-{fold}" / "checkpoint_manager_snapshot.json").read_text()
+        return False
+
+    with training(folder, "killed", epochs=6) as run:
+        run.until(lambda: kept(0) and kept(1), "checkpoints of both folds")
+        victims = run.workers()
+        for victim in victims:
+            victim.kill()
+        run.until(lambda: run.workers() - victims and len(run.workers() - victims) == 2, "new workers")
+        begun = run.text.count("epoch ")
+        run.until(lambda: run.text.count("epoch ") > begun, "an epoch of the new workers")
+        run.look()
+        run.process.kill()
+    first = set(re.findall(r"fold (\d), epoch (\d)", run.text))
+    text = finished(folder, "killed", 3, epochs=6)
+    assert rows(folder, "killed") == rows(folder, "undisturbed")
+    assert {("0", "1"), ("1", "1")} <= first
+    assert "epoch 1 of" not in text, "a fold began anew"
+    facts = json.loads((folder / "tables.training" / "killed" / "experiment.json").read_text())
+    assert (
+        facts["folds"]
+        == json.loads((folder / "tables.training" / "undisturbed" / "experiment.json").read_text())["folds"]
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_all_places_can_be_a_bucket_and_two_workers_share_a_fold(
+    folder: Path, s3_server: S3Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in s3_server.env.items():
+        monkeypatch.setenv(name, value)
+    place = Storage(f"s3://{s3_server.bucket()}")
+    for file in (folder / "clips").rglob("*"):
+        if file.is_file():
+            place.write_bytes(place.child("clips", *file.relative_to(folder / "clips").parts), file.read_bytes())
+    places = {name: place.child(name) for name in ("tables", "clips", "out", "cache")}
+    places["labels"] = place.child("clips", "labels.parquet")
+    text = finished(folder, "bucket", 3, env=s3_server.env, **places, epochs=1, scheme="split", workers=2)
+    assert "fold 0 is done" in text
+    found = read_predictions(TableRoot(Storage(places["tables"])), "bucket", "x3d_s", folds=[0])
+    assert set(found["part"].to_pylist()) == {"validation", "test"}
+    names = {info.uri.removeprefix(places["out"]) for page in Storage(places["out"]).list() for info in page}
+    assert "/bucket/bundles/fold-0/quality/bundle.json" in names
+    assert any(re.fullmatch("/bucket/checkpoints/fold-0/checkpoint_.*/outcome.json", name) for name in names)
+    assert "is done" not in finished(
+        folder, "bucket", 3, env=s3_server.env, **places, epochs=1, scheme="split", workers=2
+    )

@@ -1,0 +1,255 @@
+"""The loop of one fold: it learns, it goes on as if it had never stopped, workers and accumulation change nothing."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.multiprocessing as mp
+from torch import nn
+
+from angio_ray.models import NETS, interface
+from angio_ray.models.classifier import ClipClassifier
+from angio_ray.training import loop
+from angio_ray.training.loop import Epoch, InMemory, Part, Place, State, fit, predict, thinned
+from angio_ray.training.recipes import NO_AUGMENTATION, Recipe, Stage, find_recipe
+
+ONE = Place(threads=1)
+"""Threads that wait for one another cost a loaded machine minutes."""
+TINY = replace(
+    find_recipe("smoke", "x3d_s"), stages=(Stage(size=32, frames=4, epochs=2), Stage(size=48, frames=4, epochs=2))
+)
+
+
+def part(count: int, seed: int = 0, positive: int = 2) -> Part:
+    """Dark negatives, bright positives (every `positive`-th)."""
+    rng = np.random.default_rng(seed)
+    target_N = (np.arange(count) % positive == 0).astype(np.int64)
+    clips_NTHW = rng.integers(0, 80, (count, 16, 48, 48)).astype(np.uint8)
+    clips_NTHW[target_N == 1] += 120
+    return Part(InMemory(clips_NTHW), target_N)
+
+
+def copied(state: State) -> State:
+    """As it comes back from a file."""
+    file = io.BytesIO()
+    torch.save(state.as_dict(), file)
+    file.seek(0)
+    return State.from_dict(torch.load(file, weights_only=True))
+
+
+def test_a_loop_that_goes_on_ends_as_one_that_never_stopped() -> None:
+    states: list[State] = []
+    epochs: list[Epoch] = []
+
+    def keep(epoch: Epoch, state: State) -> None:
+        states.append(copied(state))
+        epochs.append(epoch)
+
+    recipe = replace(TINY, learning_rate=3e-3)
+    whole = fit("x3d_s", part(16), part(6, 1), recipe, seed=3, place=ONE, after_epoch=keep)
+    assert [(e.number, e.size, e.of) for e in epochs] == [(1, 32, 4), (2, 32, 4), (3, 48, 4), (4, 48, 4)]
+    assert [s.done for s in states] == [False, False, False, True]
+    assert epochs[-1].seconds_left == 0
+    for at in (1, 2):
+        again = fit("x3d_s", part(16), part(6, 1), recipe, seed=3, place=ONE, state=copied(states[at]))
+        assert all(torch.equal(again.state_dict[k], v) for k, v in whole.state_dict.items()), at
+        assert again.best_epoch == whole.best_epoch
+        assert len(again.epochs) == 4
+    other = fit("x3d_s", part(16), part(6, 1), replace(recipe, stages=recipe.stages[:1]), seed=4, place=ONE)
+    assert not torch.equal(
+        other.state_dict["blocks.0.conv.conv_t.weight"], whole.state_dict["blocks.0.conv.conv_t.weight"]
+    )
+    kernels = [v for v in whole.state_dict.values() if v.ndim > 1]
+    assert all(torch.equal(v, v.half().float()) for v in kernels), "not as a bundle stores them"
+
+
+# -- with a small net: what the numbers are --------------------------------------------------------------------------
+
+
+class Mean(nn.Module):
+    """Two logits from the clip's mean, without batch statistics: its gradient is the sum over the clips'."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(1, 2)
+
+    def forward(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
+        out: torch.Tensor = self.linear(x_BCTHW.mean(dim=(1, 2, 3, 4))[:, None])
+        return out
+
+
+@pytest.fixture
+def mean_net(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(NETS, "mean", _mean_spec())
+
+
+def _mean_spec() -> interface.NetSpec:
+    return replace(NETS["x3d_s"], name="mean", build=Mean)
+
+
+SIMPLE = Recipe(
+    stages=(Stage(size=48, frames=16, epochs=3),),
+    batch_size=6,
+    learning_rate=0.05,
+    augment=NO_AUGMENTATION,
+    settle_clips=0,
+    keep="last",
+)
+
+
+def _weights(recipe: Recipe, train: Part, place: Place = ONE) -> list[float]:
+    fitted = fit("mean", train, part(6, 1), recipe, seed=1, place=place)
+    return [*fitted.state_dict["linear.weight"].flatten().tolist(), *fitted.state_dict["linear.bias"].tolist()]
+
+
+@pytest.mark.usefixtures("mean_net")
+def test_it_learns() -> None:
+    fitted = fit(
+        "mean", part(16), part(9, 1), replace(SIMPLE, stages=(Stage(size=8, frames=2, epochs=25),)), seed=1, place=ONE
+    )
+    assert fitted.epochs[-1].validation_auc == 1.0
+    assert fitted.epochs[-1].loss < 0.5 * fitted.epochs[0].loss
+    test = part(8, 5)
+    probability_N = predict(fitted.classifier, test.clips, len(test))
+    assert probability_N.dtype == np.float32
+    assert (probability_N[test.target_N == 1] > probability_N[test.target_N == 0].max()).all()
+
+
+@pytest.mark.usefixtures("mean_net")
+@pytest.mark.parametrize("balance", ["weights", "none"])
+def test_accumulation_changes_no_step(balance: Any) -> None:
+    recipe, train = replace(SIMPLE, balance=balance), part(14, positive=4)
+    whole = _weights(replace(recipe, micro_batch=32), train)
+    np.testing.assert_allclose(_weights(replace(recipe, micro_batch=2), train), whole, atol=2e-3)
+
+
+def _as_worker(rank: int, world: int, port: int, queue: Any) -> None:
+    NETS["mean"] = _mean_spec()
+    torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
+    place = Place(rank=rank, world=world, threads=1)
+    queue.put((rank, _weights(SIMPLE, part(15, positive=4), place)))
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("mean_net")
+def test_two_workers_take_the_steps_of_one() -> None:
+    import socket
+
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = mp.get_context("spawn")
+    queue = context.Queue()
+    workers = [context.Process(target=_as_worker, args=(rank, 2, port, queue)) for rank in range(2)]
+    for worker in workers:
+        worker.start()
+    found = dict(queue.get(timeout=200) for _ in workers)
+    for worker in workers:
+        worker.join()
+    assert found[0] == found[1]
+    np.testing.assert_allclose(found[0], _weights(SIMPLE, part(15, positive=4)), atol=2e-3)
+
+
+@pytest.mark.usefixtures("mean_net")
+def test_rates_fall_in_steps_as_torch_has_them() -> None:
+    recipe = replace(SIMPLE, stages=(Stage(size=8, frames=2, epochs=5),), step_epochs=2, gamma=0.1)
+    optimizer = torch.optim.Adam([torch.zeros(1, requires_grad=True)], recipe.learning_rate)
+    schedule = torch.optim.lr_scheduler.StepLR(optimizer, recipe.step_epochs, recipe.gamma)
+    expected = []
+    for _ in range(5):
+        expected.append(optimizer.param_groups[0]["lr"])
+        optimizer.step()
+        schedule.step()
+    found = fit("mean", part(8), part(6, 1), recipe, place=ONE).epochs
+    assert [epoch.learning_rate for epoch in found] == pytest.approx(expected)
+
+
+@pytest.mark.usefixtures("mean_net")
+def test_a_stage_ends_when_validation_gets_no_better_and_the_best_epoch_is_kept() -> None:
+    stages = (Stage(size=8, frames=2, epochs=9), Stage(size=12, frames=2, epochs=9))
+    recipe = replace(SIMPLE, stages=stages, patience=2, keep="best")
+    fitted = fit("mean", part(16), part(8, 1), recipe, seed=1, place=ONE)
+    last = [epoch for epoch in fitted.epochs if epoch.size == 12]
+    assert 3 <= len(last) < 9
+    best = min(
+        (e for e in last if e.validation_auc == max(x.validation_auc or 0 for x in last)),
+        key=lambda e: e.validation_loss,
+    )
+    assert fitted.best_epoch == best.number
+
+
+@pytest.mark.usefixtures("mean_net")
+def test_no_epoch_is_begun_that_would_end_too_late() -> None:
+    recipe = replace(SIMPLE, stages=(Stage(size=8, frames=2, epochs=9),), max_minutes=1e-9)
+    assert len(fit("mean", part(8), part(6, 1), recipe, place=ONE).epochs) == 1
+
+
+@pytest.mark.usefixtures("mean_net")
+def test_the_sampler_draws_both_classes_as_often() -> None:
+    drawn: list[int] = []
+
+    class Watched(InMemory):
+        def read(self, rows_B: Any) -> Any:
+            drawn.extend(rows_B.tolist())
+            return super().read(rows_B)
+
+    train = part(40, positive=8)
+    watched = Part(Watched(train.clips.clips_NTHW), train.target_N)  # type: ignore[attr-defined]
+    recipe = replace(SIMPLE, balance="sampler", stages=(Stage(size=8, frames=2, epochs=10),))
+    fit("mean", watched, part(6, 1), recipe, place=ONE)
+    assert 0.4 < float(train.target_N[drawn].mean()) < 0.6
+    assert len(drawn) == 400
+
+
+@pytest.mark.parametrize(
+    ("train", "validation", "message"),
+    [
+        (part(4, positive=100), part(4), None),
+        (Part(part(4).clips, np.zeros(4, np.int64)), part(4), "one class only"),
+        (part(4), Part(part(1).clips, np.zeros(0, np.int64)), "no validation clip"),
+        (Part(part(1).clips, np.ones(1, np.int64)), part(4), "too few"),
+    ],
+    ids=["one positive", "one class", "no validation", "one clip"],
+)
+@pytest.mark.usefixtures("mean_net")
+def test_parts_that_teach_nothing_are_refused(train: Part, validation: Part, message: str | None) -> None:
+    if message is None:
+        assert fit("mean", train, validation, SIMPLE, place=ONE).epochs
+        return
+    with pytest.raises(ValueError, match=message):
+        fit("mean", train, validation, SIMPLE, place=ONE)
+
+
+def test_thinning_averages_areas_and_keeps_whole_clips_as_they_are() -> None:
+    x = torch.arange(2 * 16 * 8 * 8, dtype=torch.float32).reshape(2, 16, 8, 8)
+    small = thinned(x, 4, 4)
+    assert small.shape == (2, 4, 4, 4)
+    torch.testing.assert_close(small[1, 2, 0, 1], x[1, 8, 0:2, 2:4].mean())
+    bytes_ = x.to(torch.uint8)
+    assert thinned(bytes_, 8, 16) is not None
+    assert torch.equal(thinned(bytes_, 8, 16), bytes_)
+    assert thinned(bytes_, 160, 32).shape == bytes_.shape
+
+
+def test_batches_are_read_ahead_in_order() -> None:
+    clips = InMemory(np.arange(10, dtype=np.uint8).reshape(10, 1, 1, 1))
+    batches: Sequence[Any] = [np.array([3, 1]), np.array([5]), np.array([9, 0])]
+    assert [x.flatten().tolist() for x in loop._read_ahead(clips, batches)] == [[3, 1], [5], [9, 0]]
+    assert list(loop._read_ahead(clips, [])) == []
+
+
+def test_a_net_begins_from_given_weights() -> None:
+    torch.manual_seed(5)
+    start = ClipClassifier(NETS["x3d_s"]).net.state_dict()
+    recipe = replace(TINY, stages=TINY.stages[:1], learning_rate=1e-12, settle_clips=0)
+    fitted = fit("x3d_s", part(8), part(4, 1), recipe, place=ONE, start=start)
+    name = "blocks.5.proj.weight"
+    torch.testing.assert_close(fitted.state_dict[name], start[name].half().float(), atol=1e-6, rtol=0)

@@ -1,0 +1,111 @@
+"""Recipes: what they state, and that every value can be changed."""
+
+from __future__ import annotations
+
+from dataclasses import fields, replace
+
+import pytest
+
+from angio_ray.models import NETS
+from angio_ray.scoring.config import ConfigError
+from angio_ray.training.config import TrainConfig
+from angio_ray.training.recipes import (
+    NO_AUGMENTATION,
+    RECIPES,
+    AugmentConfig,
+    Recipe,
+    RecipeChanges,
+    Stage,
+    find_recipe,
+    parse_stages,
+)
+
+
+def test_the_papers_recipes_are_as_the_paper_states() -> None:
+    """Spec section 1: Adam, StepLR(30), over 100 epochs; 2D 5e-5, 1e-3, 32; 3D 1e-4, 1e-3, 32; X3D-S 1e-4, 1e-4, 64."""
+    stated = {
+        net: (r.learning_rate, r.weight_decay, r.batch_size, r.step_epochs) for net, r in RECIPES["paper"].items()
+    }
+    assert stated == {
+        "r18_2d": (5e-5, 1e-3, 32, 30),
+        "r152_2d": (5e-5, 1e-3, 32, 30),
+        "r18_3d": (1e-4, 1e-3, 32, 30),
+        "r152_3d": (1e-4, 1e-3, 32, 30),
+        "x3d_s": (1e-4, 1e-4, 64, 30),
+    }
+    for net, recipe in RECIPES["paper"].items():
+        (stage,) = recipe.stages
+        assert (stage.size, stage.frames) == (NETS[net].window.size, NETS[net].window.num_frames)
+        assert stage.epochs > 100
+        named = {"flip", "rotation_deg", "perspective", "blur_share", "blur_px"}
+        shares = {"noise", "halo"}  # of no clip: their share is 0
+        changed = {f.name for f in fields(AugmentConfig) if getattr(recipe.augment, f.name)}
+        assert changed - shares == named
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_every_net_has_every_recipe_and_ends_at_most_at_its_window(name: str) -> None:
+    assert set(RECIPES[name]) == set(NETS)
+    for net, recipe in RECIPES[name].items():
+        for stage in recipe.stages:
+            assert stage.size <= NETS[net].window.size
+            assert stage.frames <= NETS[net].window.num_frames
+
+
+@pytest.mark.parametrize(
+    ("epochs", "stages"),
+    [(20, "80x4x12,112x8x6,160x16x2"), (40, "80x4x24,112x8x12,160x16x4"), (10, "80x4x6,112x8x3,160x16x1"),
+     (1, "160x16x1"), (2, "80x4x1,160x16x1"), (3, "80x4x1,112x8x1,160x16x1")],
+)  # fmt: skip
+def test_epochs_are_divided_as_the_recipe_divides_them(epochs: int, stages: str) -> None:
+    recipe = replace(RECIPES["short"]["x3d_s"], stages=parse_stages("80x4x12,112x8x6,160x16x2"))
+    assert ",".join(map(str, recipe.with_epochs(epochs).stages)) == stages
+
+
+def test_every_value_of_a_recipe_can_be_changed() -> None:
+    changeable = {f.name for f in fields(RecipeChanges)} - {"epochs", "strength"}
+    assert changeable == {f.name for f in fields(Recipe)}
+    changes = RecipeChanges(
+        stages="64x4x2,80x8x3", batch_size=6, patience=0, strength=0.0, augment=(("noise", 0.5),), keep="last"
+    )
+    changed = changes.applied(replace(find_recipe("short", "x3d_s"), patience=3))
+    assert changed.stages == (Stage(size=64, frames=4, epochs=2), Stage(size=80, frames=8, epochs=3))
+    assert (changed.batch_size, changed.patience, changed.keep) == (6, None, "last")
+    assert changed.augment == replace(NO_AUGMENTATION, flip=0.5, noise=0.5)
+    assert RecipeChanges().applied(find_recipe("paper", "r18_2d")) == find_recipe("paper", "r18_2d")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"recipe": "long"}, "no recipe 'long'; there are paper, short, smoke"),
+        ({"net": "x3d_l"}, "is not for net 'x3d_l'"),
+        ({"changes": RecipeChanges(stages="80x4")}, "size x frames x epochs"),
+        ({"changes": RecipeChanges(augment=(("tilt", 1.0),))}, "no such bound"),
+        ({"changes": RecipeChanges(batch_size=1)}, "at least 2"),
+        ({"changes": RecipeChanges(learning_rate=0.0)}, "above 0"),
+        ({"threshold": "sensitivity"}, "--at-least"),
+        ({"experiment": "a/b"}, "--experiment 'a/b'"),
+        ({"workers": 0}, "--workers 0: at least 1"),
+    ],
+)
+def test_a_config_that_cannot_be_is_one_clear_line(options: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        TrainConfig("quality", labels="l", clips="c", tables="t", **options)  # type: ignore[arg-type]
+
+
+def test_the_command_in_a_card_asks_for_the_same() -> None:
+    from cyclopts import App, Parameter
+
+    given = TrainConfig(
+        "quality", labels="l.csv", clips="c", tables="t", net="r18_3d", folds=3, threshold="sensitivity", at_least=0.9,
+        strict=True, changes=RecipeChanges(epochs=4, augment=(("noise", 0.01), ("zoom", 0.0)), learning_rate=2e-5),
+    )  # fmt: skip
+    app = App(name="angio-ray", result_action="return_value")
+
+    def train(config: TrainConfig) -> TrainConfig:
+        return config
+
+    train.__annotations__ = {"config": __import__("typing").Annotated[TrainConfig, Parameter(name="*")]}
+    app.command(train)
+    assert app(given.command.split()[1:]) == given
