@@ -1,4 +1,4 @@
-"""The embedded demo: make synthetic clips, some unsatisfactory and some broken; score them; ask the tables by SQL.
+"""The embedded demo: make synthetic clips, some unsatisfactory and some broken; score them; ask the tables; report.
 
 What it prints is what a user of `angio-ray score` and `angio-ray sql` sees. All clips are synthetic.
 """
@@ -9,6 +9,9 @@ from pathlib import Path
 
 from rich.console import Console
 
+from angio_ray.judging.evaluate import evaluate_run
+from angio_ray.judging.labelled import optional_key
+from angio_ray.judging.report import write_report
 from angio_ray.phantom import generate, write_broken
 from angio_ray.scoring.config import ScoreConfig
 from angio_ray.scoring.run import score
@@ -52,6 +55,12 @@ def demo(out: Path) -> int:
     for title, query in QUERIES.items():
         say.print(f"\n{title}")
         sql.write_result(sql.query(root, query))
+    labels, report = clips / "labels.parquet", out / "report.html"
+    say.print(f"\n4. angio-ray evaluate --run demo --labels {labels} --tables {tables}")
+    evaluate_run(root, "demo", str(labels), key=optional_key(str(tables), None)).print(say)
+    say.print(f"\n5. angio-ray report --run demo --tables {tables} --out {report}")
+    write_report(root, report, runs=["demo"])
+    say.print(f"   {report.resolve()}")
     say.print(
         f'\nResearch use only; every clip here is synthetic. Ask more: angio-ray sql "SHOW TABLES" --tables {tables}'
     )
