@@ -203,7 +203,8 @@ def clips(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str
     """A folder with 13 copies of 12 clips and the broken objects, and {name of broken object: its reason}."""
     folder = tmp_path_factory.mktemp("clips")
     generate(folder, patients=3, clips=(4, 4), seed=5, size=96, frames=(32, 40), workers=1)
-    (folder / "labels.parquet").unlink()
+    for path in (*folder.glob("*.parquet"), *folder.glob("*.json"), *folder.rglob("*.truth.npz")):
+        path.unlink()  # the clips alone
     for clip in sorted(folder.rglob("*.dcm")):
         for copy in range(1, COPIES):
             os.link(clip, clip.with_name(f"{clip.stem}_copy_{copy}.dcm"))

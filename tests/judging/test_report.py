@@ -136,7 +136,7 @@ def test_examples_are_animated_frames_beside_their_heat(page: Path) -> None:
         assert image.width == 2 * image.height
         left, right = np.split(np.asarray(image.convert("RGB"), int), 2, axis=1)
         assert np.abs(left - left.mean(2, keepdims=True)).mean() < 4, "frames are grey"
-        assert np.abs(left - right).mean() > 2, "the right half is under a map"
+        assert np.percentile(np.abs(left - right), 99.5) > 8, "the right half is under a map"
     # the scores are made up, so the bundle's own differ, and the page says so
     assert "computed anew for the picture" in raw
 

@@ -51,11 +51,12 @@ def header(folder: Path, row: dict[str, Any]) -> pydicom.Dataset:
 
 @pytest.mark.timeout(120)
 def test_bytes_do_not_depend_on_the_number_of_workers(made: Path, tmp_path: Path) -> None:
+    before = set(multiprocessing.active_children())  # other tests' decoders may still be there
     generate(tmp_path, workers=2, **SMALL)
     assert digests(tmp_path) == digests(made)
     rows = labels_of(made)
     assert len(digests(made)) == 2 * len(rows) + 2
-    assert multiprocessing.active_children() == []
+    assert set(multiprocessing.active_children()) <= before
 
 
 def test_a_clip_does_not_depend_on_what_else_is_made(made: Path, tmp_path: Path) -> None:

@@ -55,7 +55,8 @@ def clips(tmp_path_factory) -> tuple[Path, dict[str, str]]:
 
     folder = tmp_path_factory.mktemp("clips")
     generate(folder, patients=2, clips=(4, 4), seed=3, size=128, frames=(40, 50), workers=1)
-    (folder / "labels.parquet").unlink()
+    for path in (*folder.glob("*.parquet"), *folder.glob("*.json"), *folder.rglob("*.truth.npz")):
+        path.unlink()  # the clips alone
     return folder, write_broken(folder / "broken")
 
 
