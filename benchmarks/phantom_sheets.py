@@ -1,7 +1,7 @@
 """Contact sheets of the phantom, to look at: every class, every view, a clip over time, a pair of counterfactuals.
 
     python benchmarks/phantom_sheets.py docs/phantom
-    python benchmarks/phantom_sheets.py /tmp/sheets --real ../shared/data     # the real clips beside, not to be committed
+    python benchmarks/phantom_sheets.py SHEETS --real ../shared/data     # the real clips beside, not to be committed
 
 Each picture is the fullest frame of one clip as it is stored (8 bits shown), with its class and view written below.
 """
