@@ -14,9 +14,9 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Literal, NoReturn
 
 from cyclopts import App, CycloptsError, Parameter
 from rich.console import Console
@@ -641,6 +641,23 @@ def job(argv: Sequence[str]) -> int:
     return 0 if code == 3 and "--strict" not in argv else code
 
 
+def leave(code: int) -> NoReturn:
+    """End the process with this code now that all is done and said.
+
+    Not by way of the interpreter's own end: threads of Ray's core that are still there then can abort the process, and a
+    finished run would end with -6 for 3.
+    """
+    with suppress(OSError):
+        sys.stdout.flush()
+        sys.stderr.flush()
+    os._exit(code)
+
+
+def command_line() -> NoReturn:
+    """What the installed command `angio-ray` starts."""
+    leave(main())
+
+
 def _with_ranges(argv: Sequence[str]) -> list[str]:
     """The arguments with each range of the phantom's as two: --frames 60-120 is --frames 60 120, and --frames 60 is 60 60."""
     if not argv or argv[0] != "phantom":
@@ -680,4 +697,4 @@ def _store_errors() -> tuple[type[Exception], ...]:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command_line()

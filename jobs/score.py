@@ -2,7 +2,7 @@
 
 import sys
 
-from angio_ray.cli import job
+from angio_ray.cli import job, leave
 
 if __name__ == "__main__":
-    sys.exit(job(["score", *sys.argv[1:]]))
+    leave(job(["score", *sys.argv[1:]]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
+import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,8 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from angio_ray.scoring.config import RunError
+
+_RAY_DATA_END_S = 10.0
 
 
 @contextmanager
@@ -49,7 +52,17 @@ def ray_cluster() -> Iterator[list[Mapping[str, float]]]:
     try:
         yield _node_resources()
     finally:
+        _wait_for_ray_data()
         ray.shutdown()
+
+
+def _wait_for_ray_data() -> None:
+    """Its scheduling threads outlive their pipelines on a busy machine; one that is in Ray's core while that is taken down
+    ends the process (exit code -6 or 1, everything written).
+    """
+    for thread in threading.enumerate():
+        if thread.name.startswith("StreamingExecutor"):
+            thread.join(_RAY_DATA_END_S)
 
 
 def _node_resources() -> list[Mapping[str, float]]:

@@ -10,8 +10,8 @@ import queue
 import signal
 import threading
 import time
-from collections.abc import Iterable, Iterator
-from contextlib import closing, contextmanager
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing, contextmanager, suppress
 from typing import Any
 
 import pyarrow as pa
@@ -33,6 +33,8 @@ _WAVE_OBJECTS = 250_000
 _PASSES = 3
 """The first, and up to two more for what failed in a transient way."""
 _BROKEN_PIPELINES_ALLOWED = 3
+_PIPELINE_END_S = 20.0
+"""Longest wait for the pipeline's end when the driver leaves it: it ends with the block at hand."""
 TICK_S = 0.25
 """How often a waiting driver looks up: progress, commits, signals."""
 
@@ -118,13 +120,14 @@ class Driver:
             try:
                 if attempt > 1:
                     ray.get(self.plan.ledger.forgive.remote())
-                for table in _in_background(scored_blocks(keys, self.plan)):
-                    if table is not None:
-                        set_aside |= self._take(table, attempt)
-                    if self.stop.is_set():
-                        self._commit()
-                        self.stop.check()
-                    self._commit_if_due()
+                with closing(_in_background(scored_blocks(keys, self.plan))) as blocks:
+                    for table in blocks:
+                        if table is not None:
+                            set_aside |= self._take(table, attempt)
+                        if self.stop.is_set():
+                            self._commit()
+                            self.stop.check()
+                        self._commit_if_due()
                 self._commit()
                 return
             except (ray.exceptions.RayError, _PipelineBroken) as error:
@@ -220,25 +223,32 @@ class _PipelineBroken(Exception):
     """Ray Data gave up; the cause is chained."""
 
 
-def _in_background(blocks: Iterator[pa.Table]) -> Iterator[pa.Table | None]:
-    """The blocks as they come, and None every `TICK_S` while none does, so that the driver can commit and stop meanwhile."""
+def _in_background(blocks: Generator[pa.Table, None, None]) -> Generator[pa.Table | None, None, None]:
+    """The blocks as they come, and None every `TICK_S` while none does, so that the driver can commit and stop meanwhile.
+
+    Closing it closes the blocks too, in the thread that reads them: a pipeline at work while Ray is shut down ends the
+    process from within Ray's core.
+    """
     ready: queue.Queue[Any] = queue.Queue(maxsize=8)
     done, cancelled = object(), threading.Event()
 
+    def hand_over(item: Any) -> bool:
+        while not cancelled.is_set():
+            with suppress(queue.Full):
+                ready.put(item, timeout=TICK_S)
+                return True
+        return False
+
     def drain() -> None:
+        last: Any = done
         try:
-            for block in blocks:
-                while not cancelled.is_set():
-                    try:
-                        ready.put(block, timeout=TICK_S)
-                        break
-                    except queue.Full:
-                        continue
-                if cancelled.is_set():
-                    return
-            ready.put(done)
+            with closing(blocks):
+                for block in blocks:
+                    if not hand_over(block):
+                        return
         except BaseException as error:
-            ready.put(error)
+            last = error
+        hand_over(last)
 
     thread = threading.Thread(target=drain, name="scored blocks", daemon=True)
     thread.start()
@@ -256,6 +266,7 @@ def _in_background(blocks: Iterator[pa.Table]) -> Iterator[pa.Table | None]:
             yield item
     finally:
         cancelled.set()
+        thread.join(_PIPELINE_END_S)
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Generator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,7 +38,7 @@ class Plan:
     assume_fps: float | None
 
 
-def scored_blocks(keys: pa.Table, plan: Plan) -> Iterator[pa.Table]:
+def scored_blocks(keys: pa.Table, plan: Plan) -> Generator[pa.Table, None, None]:
     """Stream the keys (schema `rows.KEYS`) through both stages; yields tables of `scored_schema`, in no fixed order."""
     quiet_context()
     pools = plan.pools

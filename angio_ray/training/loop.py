@@ -95,6 +95,8 @@ class Epoch:
     """None where validation has one class only."""
     clips: int
     """Seen in this epoch, by all workers."""
+    steps: int
+    """Of the optimizer."""
     seconds: float
     """With validation."""
     clips_per_s: float
@@ -353,6 +355,7 @@ class _Loop:
             validation_loss=loss,
             validation_auc=auc,
             clips=clips,
+            steps=len(batches),
             seconds=seconds,
             clips_per_s=clips / max(trained_s, 1e-9),
             core_seconds=core_seconds,

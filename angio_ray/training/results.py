@@ -52,7 +52,7 @@ log = logging.getLogger(__name__)
 
 OUT_OF_FOLD = "out_of_fold"
 ENSEMBLE = "ensemble"
-_COST = ("epochs", "clips_seen", "train_seconds", "core_hours")
+_COST = ("epochs", "steps", "clips_seen", "train_seconds", "core_hours")
 _SHOWN = ("auc", "average_precision", "accuracy", "precision", "sensitivity", "specificity", "npv", "f1", "brier")
 
 
@@ -108,9 +108,10 @@ class Outcome:
 
     @property
     def cost(self) -> dict[str, float]:
-        """Epochs, clips seen, seconds, core-hours (processor time)."""
+        """Epochs, steps of the optimizer, clips seen, seconds, core-hours (processor time)."""
         return {
             "epochs": float(len(self.epochs)),
+            "steps": float(sum(epoch.steps for epoch in self.epochs)),
             "clips_seen": float(sum(epoch.clips for epoch in self.epochs)),
             "train_seconds": sum(epoch.seconds for epoch in self.epochs),
             "core_hours": sum(epoch.core_seconds for epoch in self.epochs) / 3600,
@@ -220,6 +221,13 @@ def summary_lines(experiment: Experiment, summary: FoldsSummary) -> list[str]:
         lines.append(f"  {name} {_said(value)}{low_high}{spread}")
     if summary.num_in_sample:
         lines.append(f"  {summary.num_in_sample:,} rows of patients that the model had seen are left out")
+    numbers = range(experiment.folds.num_folds)
+    took = [manifest["metrics"] for number in numbers if (manifest := _manifest(experiment, number))]
+    cost = {name: sum(fold.get(name, 0.0) for fold in took) for name in _COST}
+    lines.append(
+        f"  trained from {experiment.began_from}: {cost['epochs']:,.0f} epochs, {cost['steps']:,.0f} steps, "
+        f"{cost['clips_seen']:,.0f} clips seen, {cost['core_hours']:.2f} core-hours (all folds together)"
+    )
     return lines
 
 
@@ -343,7 +351,7 @@ def _fold_card(
 
 ## Protocol
 {_protocol(experiment)} Threshold {threshold:g} by {experiment.rule} on the validation patients only.
-Weights of epoch {outcome.best_epoch} of {len(outcome.epochs)}; {cost["clips_seen"]:,.0f} clips seen,
+Weights of epoch {outcome.best_epoch} of {len(outcome.epochs)}; {cost["steps"]:,.0f} steps, {cost["clips_seen"]:,.0f} clips seen,
 {cost["train_seconds"]:,.0f} s, {cost["core_hours"]:.2f} core-hours. Made by angio_ray {__version__} with
 
     {experiment.command}

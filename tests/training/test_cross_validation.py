@@ -177,7 +177,7 @@ def test_an_experiment_leaves_folds_rows_figures_and_bundles(folder: Path) -> No
     assert sorted(row["scope"] for row in wide) == ["fold", "fold", "mean_of_folds", "pooled"]
     assert query(root(folder), "SELECT * FROM fold_leaks").num_rows == 0
     names = set(query(root(folder), "SELECT DISTINCT metric FROM metrics").column(0).to_pylist())
-    assert {"auc", "ece", "net_benefit", "epochs", "core_hours", "clips_seen"} <= names
+    assert {"auc", "ece", "net_benefit", "epochs", "steps", "core_hours", "clips_seen"} <= names
     bundles = folder / "tables.training" / "whole" / "bundles"
     members = [load_bundle(bundles / f"fold-{n}" / "quality") for n in range(2)]
     ensemble = load_bundle(bundles / "ensemble" / "quality")
