@@ -142,7 +142,8 @@ def phantom(
     size:
         Rows and columns, px.
     frames:
-        Fewest and most frames of a clip, as 60-120 or as 60 120; 60 is 60-60. Default: 60-120, for calcium 180-220.
+        Fewest and most frames of a clip, as 60-120 or as 60 120; 60 is 60-60. Default: 60-120 and some runs shorter,
+        for calcium 180-220.
     clips:
         Fewest and most clips of a patient, in the same ways.
     fps:

@@ -3,7 +3,8 @@
 Organs are ellipsoids and elliptical cylinders in the patient's millimetres, and their attenuation the length that
 each ray runs inside them, so that spine, lungs and diaphragm lie where the C-arm's angles put them; bones and the
 lungs' own vessels are drawn along 3D courses. Three pictures are made once per clip (what rests, the heart's edge,
-what breathes), and a frame is two warps and a sum. Knows nothing of iodine, of devices, or of the detector.
+what breathes), as far around the field as table and breath will move them into it, and a frame is two warps and a sum.
+Knows nothing of iodine, of devices, or of the detector.
 
 Attenuation of soft tissue for 70-90 kVp behind 20 cm of water: 0.015 to 0.02/mm; inflated lung a third of
 water's density. Sizes are an adult's, rounded, and vary per patient.
@@ -11,8 +12,9 @@ water's density. Sizes are an adult's, rounded, and vary per patient.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -37,7 +39,7 @@ _STILL_PX = 0.02
 
 @dataclass(frozen=True, kw_only=True)
 class Background:
-    """One clip's surroundings; `frame` gives them at a moment. Pictures are log attenuation, (H, W)."""
+    """One clip's surroundings; `frame` gives them at a moment. Pictures are log attenuation, the field with a margin."""
 
     still: Image
     """Fixed to the table: wall, spine, ribs, lungs."""
@@ -46,11 +48,13 @@ class Background:
     breathing: Image
     """What breathes without beating: diaphragm with liver and stomach, or the bowel's gas."""
     view: View
+    margin_px: int
+    """How far the pictures go beyond the view's field, on all sides."""
     heart_px: tuple[float, float]
-    """What the heart's shadow shrinks towards, column and row."""
+    """What the heart's shadow shrinks towards, column and row of the pictures."""
 
     def frame(self, contraction: float, breath_mm: Floats, pan_mm: Floats) -> Image:
-        """The surroundings at one moment, a new array.
+        """The surroundings at one moment, (size, size), a new array.
 
         Parameters
         ----------
@@ -59,21 +63,28 @@ class Background:
         breath_mm, pan_mm : (3,) mm
             Shift of heart and diaphragm, and of the whole patient, in patient axes.
         """
-        pan = self._pixels(pan_mm)
-        organs = self._pixels(np.asarray(breath_mm) + np.asarray(pan_mm))
-        result = _float(_shifted(self.still, pan) + _shifted(self.breathing, organs))
+        pan = _pixels(self.view, pan_mm)
+        organs = _pixels(self.view, np.asarray(breath_mm) + np.asarray(pan_mm))
+        result = _float(self._shifted(self.still, pan) + self._shifted(self.breathing, organs))
         if self.heart.any():
             beat = cv2.getRotationMatrix2D(self.heart_px, HEART_TURN_DEG * contraction, 1 - HEART_SQUEEZE * contraction)
-            beat = beat + np.pad(organs[:, None], ((0, 0), (2, 0)))
-            result += _warped(self.heart, beat)
+            result += self._warped(self.heart, np.asarray(beat, float) + np.pad(organs[:, None], ((0, 0), (2, 0))))
         return result
 
-    def _pixels(self, shift_mm: Floats) -> Floats:
-        right, down, _ = axes(self.view.primary_deg, self.view.secondary_deg)
-        return self.view.px_per_mm * np.array([shift_mm @ right, shift_mm @ down])
+    def _shifted(self, picture: Image, shift_px: Floats) -> Image:
+        """What of a picture moved by some pixels lies in the field."""
+        if np.abs(shift_px).max() < _STILL_PX:
+            inside = slice(self.margin_px, self.margin_px + self.view.size)
+            return picture[inside, inside]
+        return self._warped(picture, np.array([[1, 0, shift_px[0]], [0, 1, shift_px[1]]]))
+
+    def _warped(self, picture: Image, matrix: Floats) -> Image:
+        into_field = matrix - np.array([[0, 0, self.margin_px], [0, 0, self.margin_px]])
+        field = (self.view.size, self.view.size)
+        return _float(cv2.warpAffine(picture, into_field, field, borderMode=cv2.BORDER_REPLICATE))
 
 
-def build(view: View, region: Region, rng: np.random.Generator, *, size: int | None = None) -> Background:
+def build(view: View, region: Region, rng: np.random.Generator, *, shifts_N3: Floats | None = None) -> Background:
     """Draw one patient's surroundings for one view.
 
     Parameters
@@ -84,11 +95,11 @@ def build(view: View, region: Region, rng: np.random.Generator, *, size: int | N
         Part of the body.
     rng : numpy.random.Generator
         The patient's sizes, densities and texture.
-    size : int, optional
-        Edge of the picture in px; the view's where not given.
+    shifts_N3 : (N, 3) array, optional
+        How far table and breath will move the patient or the organs at most, mm in patient axes: what that brings into
+        the field is drawn. Beyond it the pictures' edges repeat. None: nothing moves.
     """
-    assert size in (None, view.size), "a background is drawn for its view's pixels"
-    drawing = _Drawing(view, rng)
+    drawing = _Drawing(view, rng, 0.0 if shifts_N3 is None else float(np.abs(_pixels(view, shifts_N3)).max(initial=0)))
     _REGIONS[region](drawing)
     return drawing.finished()
 
@@ -150,11 +161,19 @@ def length(*intervals: Interval) -> Image:
 
 
 class _Drawing:
-    """The pictures of one background while they are made, at half the view's resolution."""
+    """The pictures of one background while they are made, at half the view's resolution.
 
-    def __init__(self, view: View, rng: np.random.Generator) -> None:
-        self.view, self.rng = view, rng
-        self.coarse = 2 if view.size >= 256 else 1
+    They are drawn as for a detector that is larger on all sides.
+    """
+
+    def __init__(self, field: View, rng: np.random.Generator, reach_px: float) -> None:
+        self.field, self.rng = field, rng
+        self.coarse = 2 if field.size >= 256 else 1
+        # one more for the pixel that a shift by part of one blends in
+        self.margin = self.coarse * (math.ceil(reach_px / self.coarse) + 1) if reach_px >= _STILL_PX else 0
+        x, y = field.centre_px
+        view = replace(field, size=field.size + 2 * self.margin, centre_px=(x + self.margin, y + self.margin))
+        self.view = view
         self.side = view.size // self.coarse
         self.per_mm = view.px_per_mm / self.coarse
         self.rays = Rays(view, self.coarse)
@@ -176,12 +195,13 @@ class _Drawing:
             else np.zeros(size, np.float32)
             for picture in (self.still, self.heart, self.breathing)
         )
-        still += np.float32(0.006) * _cloud(self.rng, self.view.size, 100)
+        still += np.float32(0.006) * _cloud(self.rng, self.field.size, 100, self.margin)
         return Background(
             still=still - np.float32(still.min()),
             heart=heart,
             breathing=breathing,
-            view=self.view,
+            view=self.field,
+            margin_px=self.margin,
             heart_px=(float(heart_xy[0]), float(heart_xy[1])),
         )
 
@@ -189,10 +209,14 @@ class _Drawing:
         """Blurred by what moves, overlaps and is not as even as an ellipsoid."""
         return _float(cv2.GaussianBlur(picture, (0, 0), max(0.3, mm * self.per_mm)))
 
+    def cloud(self, cells: int) -> Image:
+        """Smooth random field of about `cells` blobs across the field, standard deviation near one."""
+        return _cloud(self.rng, self.field.size // self.coarse, cells, self.margin // self.coarse)
+
     def clouds(self, strength: float) -> Image:
         """Unevenness of soft tissue: smooth blobs of several sizes."""
         amounts = ((3, 1.0), (6, 0.5), (13, 0.25), (30, 0.1))
-        return _float(sum(np.float32(strength * part) * _cloud(self.rng, self.side, n) for n, part in amounts))
+        return _float(sum(np.float32(strength * part) * self.cloud(n) for n, part in amounts))
 
     def paths(self) -> NDArray[np.uint8]:
         return np.zeros((self.side, self.side), np.uint8)
@@ -215,7 +239,7 @@ class _Drawing:
         for share, value in ((1.0, 255), (0.7, 170)):
             for course, radius in courses:
                 self.trace(canvas, course, radius * share, value)
-        uneven = 1 + np.float32(0.12) * _cloud(self.rng, self.side, 20)
+        uneven = 1 + np.float32(0.12) * self.cloud(20)
         return self.soften(canvas.astype(np.float32), 1.2) * uneven * np.float32(attenuation / 255)
 
 
@@ -247,7 +271,7 @@ def _chest(drawing: _Drawing) -> None:
     still *= 1 + drawing.clouds(rng.uniform(0.008, 0.02))
     lung_share = np.clip(air / 120, 0, 1.2)
     still += lung_share * drawing.clouds(rng.uniform(0.03, 0.08))
-    still += lung_share * (0.03 * _cloud(rng, drawing.side, 28) + 0.015 * _cloud(rng, drawing.side, 64))
+    still += lung_share * (0.03 * drawing.cloud(28) + 0.015 * drawing.cloud(64))
     still += _lung_vessels(drawing) * np.clip(lung_share * 2, 0, 1)
     still += _spine(drawing, centre=(rng.uniform(-3, 5), 66.0), half=(rng.uniform(17, 21), 16.0), pitch_mm=24.0)
     still += _ribs(drawing, wall)
@@ -328,7 +352,7 @@ def _spine(drawing: _Drawing, *, centre: tuple[float, float], half: tuple[float,
     plate = np.exp(-(((from_disc - 0.15 * pitch_mm) / 1.4) ** 2))
     loose = float(rng.uniform(0.005, 0.012))  # beyond soft tissue, per mm; less in the old
     bodies = length(column) * (1 - rng.uniform(0.25, 0.55) * disc + rng.uniform(0.05, 0.22) * plate)
-    bodies *= 1 + 0.08 * _cloud(rng, drawing.side, 24)
+    bodies *= 1 + 0.08 * drawing.cloud(24)
     result = loose * bodies + 0.6 * loose * length(arches) * (0.8 + 0.3 * np.cos(2 * np.pi * along / pitch_mm))
     canvas = drawing.paths()
     behind = 0.9 * half[1]
@@ -464,10 +488,11 @@ def _forearm(drawing: _Drawing) -> None:
     rng, rays = drawing.rng, drawing.rays
     arm = Ellipsoid(centre=(rng.uniform(-6, 6), 6, 0), half=(rng.uniform(36, 50), rng.uniform(28, 36), np.inf))
     still = drawing.tissue * length(rays.through(arm)) * (1 + drawing.clouds(rng.uniform(0.01, 0.03)))
-    z = np.linspace(-130, 130, 27)
+    z = np.linspace(-200, 200, 41)  # beyond what a pan may bring into view
+    end = np.clip(z / 130, -1, 1)
     for side, radius in ((-1, rng.uniform(6.5, 8.0)), (1, rng.uniform(6.0, 7.5))):
         bow = side * (14 + rng.uniform(3, 7) * np.cos(z / 75))
-        thick = radius * (1 + 0.25 * np.abs(z / 130) ** 2 - 0.3 * side * z / 130)
+        thick = radius * (1 + 0.25 * end**2 - 0.3 * side * end)
         still += drawing.bones([(np.stack([bow, np.full_like(z, 12.0), z], axis=1), thick)], rng.uniform(0.35, 0.6))
     drawing.still = drawing.soften(_float(still), 0.6)
 
@@ -507,22 +532,23 @@ def _above(drawing: _Drawing, z_mm: float) -> Image:
 _REGIONS = {"chest": _chest, "abdomen": _abdomen, "pelvis": _pelvis, "forearm": _forearm, "neck": _neck}
 
 
-def _cloud(rng: np.random.Generator, side: int, cells: int) -> Image:
-    """Smooth random field of about `cells` blobs across, standard deviation near one."""
-    field = rng.standard_normal((cells, cells), dtype=np.float32)
-    return _float(cv2.resize(field, (side, side), interpolation=cv2.INTER_CUBIC))
+def _pixels(view: View, shifts_mm: Floats) -> Floats:
+    """Shifts (..., 3) in patient axes as columns and rows (..., 2) at the isocentre."""
+    right, down, _ = axes(view.primary_deg, view.secondary_deg)
+    return view.px_per_mm * np.stack([shifts_mm @ right, shifts_mm @ down], axis=-1)
 
 
-def _shifted(picture: Image, shift_px: Floats) -> Image:
-    """A picture moved by some pixels, or itself where that is none."""
-    if np.abs(shift_px).max() < _STILL_PX:
-        return picture
-    return _warped(picture, np.array([[1, 0, shift_px[0]], [0, 1, shift_px[1]]]))
+def _cloud(rng: np.random.Generator, side: int, cells: int, margin: int) -> Image:
+    """Smooth random field of about `cells` blobs across a side, standard deviation near one; repeated in the margin.
 
-
-def _warped(picture: Image, matrix: object) -> Image:
-    shape = (picture.shape[1], picture.shape[0])
-    return _float(cv2.warpAffine(picture, np.asarray(matrix), shape, borderMode=cv2.BORDER_REPLICATE))
+    So what is drawn at random is the same for any margin.
+    """
+    tile = rng.standard_normal((cells, cells), dtype=np.float32)
+    around = -(-margin // side)
+    times = 2 * around + 1
+    whole = cv2.resize(np.tile(tile, (times, times)), (times * side, times * side), interpolation=cv2.INTER_CUBIC)
+    inside = slice(around * side - margin, (around + 1) * side + margin)
+    return _float(whole[inside, inside])
 
 
 def _float(picture: object) -> Image:

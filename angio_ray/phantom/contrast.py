@@ -69,11 +69,15 @@ def curves(scene: Scene) -> Curves:
 
 
 def mean_by_volume(vessels: Iterable[Vessel], concentrations: dict[str, Floats], frames: int) -> Floats:
-    """Mean concentration per frame over the lumen that contrast can get to, (T,): beyond an occlusion nothing counts."""
+    """Mean concentration per frame over the lumen that contrast gets to straight away, (T,).
+
+    Beyond an occlusion nothing counts: what collaterals bring is late, and would move the fullest frame behind the shot.
+    """
     total, volume = np.zeros(frames), 0.0
     for vessel in vessels:
         length = np.linalg.norm(np.gradient(vessel.points_N3, axis=0), axis=1)
         part = vessel.radius_N**2 * length * (1.0 if vessel.supply_N is None else vessel.supply_N > 0)
+        part = part * (1.0 if vessel.delay_N is None else vessel.delay_N <= 0)
         total += concentrations[vessel.name] @ part
         volume += float(part.sum())
     return np.minimum(total / max(volume, 1e-9), 1.0)
@@ -112,8 +116,13 @@ def _vessel_curves(vessels: Sequence[Vessel], course: _Course, times: Floats) ->
     distance = np.concatenate([v.distance_N for v in vessels])
     late = np.concatenate([n if v.delay_N is None else v.delay_N for v, n in zip(vessels, none, strict=True)])
     supply = np.concatenate([n + 1 if v.supply_N is None else v.supply_N for v, n in zip(vessels, none, strict=True)])
-    first = course.arrival(injection.start_s, distance) + late
-    last = course.arrival(injection.start_s + injection.length_s, distance) + late
+    first = course.arrival(injection.start_s, distance)
+    last = course.arrival(injection.start_s + injection.length_s, distance)
+    # collaterals fill no sooner than the arteries that feed them are full, and the shot is over
+    fed = late > 0
+    ended = injection.start_s + injection.length_s
+    first[fed] = np.maximum(first + late, first[~fed & (supply > 0)].max(initial=ended))[fed]
+    last[fed] = first[fed] + injection.length_s
     under_way = first - injection.start_s
     level = _front((times[:, None] - first) / (0.1 + 0.3 * under_way + 0.4 * late))
     emptying = injection.washout_s * (0.7 + 0.5 * np.clip(distance / 150, 0, 1)) + 0.6 * late

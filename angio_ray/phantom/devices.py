@@ -41,7 +41,14 @@ def _mm(x: float, y: float, z: float) -> Floats:
 # ---- catheters ------------------------------------------------------------------------------------------------------
 
 
-def catheter(tip: Floats, rng: np.random.Generator, *, style: CatheterStyle, access: Access | None = None) -> Vessel:
+def catheter(
+    tip: Floats,
+    rng: np.random.Generator,
+    *,
+    style: CatheterStyle,
+    access: Access | None = None,
+    further: Floats | None = None,
+) -> Vessel:
     """A 5 to 6 French catheter through the aorta to its tip, the last sample.
 
     Parameters
@@ -56,12 +63,16 @@ def catheter(tip: Floats, rng: np.random.Generator, *, style: CatheterStyle, acc
         in the ventricle; "arch": straightened, not engaged.
     access : "femoral", "right radial", "left radial" or None
         Over the arch, through the brachiocephalic trunk, through the left subclavian; None draws it.
+    further : (K, 3) array, optional
+        Points beyond the ostium that its end has slipped on along, into a branch.
     """
     tip = np.asarray(tip, float)
     by: Access = access or ACCESSES[rng.choice(3, p=[0.5, 0.42, 0.08])]
     mammary = style == "graft" and tip[0] > 25
     down = _way_to_subclavian(by, rng) if mammary else _way_to_ascending(by, rng)
     end, rounding = _CATHETER_ENDS[style](tip, rng)
+    if further is not None:
+        end = np.vstack([end, further])
     if len(end) > 4 and end[0][2] > 78:  # the arch turns there: no room for a point of the shape's own
         end = end[1:]
     # the access leads to some place in the ascending aorta: what of it lies beside the shape's own beginning goes
@@ -571,7 +582,7 @@ def icd_coil(rng: np.random.Generator) -> tuple[Device, ...]:
     coils = [lead[(from_tip > 12) & (from_tip < 67)]]
     if rng.random() < 0.5:
         coils.append(lead[(from_tip > 165) & (from_tip < 225)])
-    can = np.array([72.0, -88.0, 98.0]) + rng.normal(0, 5, 3)
+    can = np.array([78.0, -88.0, 112.0]) + rng.normal(0, 5, 3)
     return (
         Device(name="ICD", plates=(_case(can, 72, 62, rng),), attenuation=5.5),
         Device(name="ICD lead", lines=(lead,), width_mm=2.2, attenuation=0.35, moves=0.8),
@@ -669,11 +680,17 @@ def covered_share(devices: Iterable[Device], tree: Tree, view: View) -> float:
     return covered / total if total else 0.0
 
 
+def hides(device: Device) -> bool:
+    """Whether a vessel behind it cannot be seen."""
+    thick = device.width_mm >= HIDING_WIDTH_MM and bool(device.lines)
+    return device.attenuation >= HIDING_ATTENUATION and (bool(device.plates) or thick)
+
+
 def hidden_mask(devices: Iterable[Device], view: View) -> NDArray[np.bool_]:
     """Where something dense and wide lies in the picture, (H, W)."""
     picture = np.zeros((view.size, view.size), np.uint8)
     for device in devices:
-        if device.attenuation < HIDING_ATTENUATION:
+        if not hides(device):
             continue
         for plate in device.plates:
             cv2.fillPoly(picture, [np.round(project(plate, view)[0]).astype(np.int32)], 1)
@@ -687,13 +704,15 @@ def hidden_mask(devices: Iterable[Device], view: View) -> NDArray[np.bool_]:
 Obstruction = Literal["generator", "spinal plates", "plate electrode", "arm", "apron", "table rail"]
 OBSTRUCTIONS: tuple[Obstruction, ...] = get_args(Obstruction)
 _OBSTRUCTION_SHARES: dict[Obstruction, float] = {
-    "generator": 0.28,
-    "spinal plates": 0.3,
-    "plate electrode": 0.14,
-    "arm": 0.1,
-    "apron": 0.08,
+    "generator": 0.3,
+    "spinal plates": 0.2,
+    "plate electrode": 0.18,
+    "arm": 0.12,
+    "apron": 0.1,
     "table rail": 0.1,
 }
+_LARGEST = 1.3
+"""How much larger than usual a thing may be."""
 
 
 def obstructing(
@@ -701,7 +720,8 @@ def obstructing(
 ) -> tuple[Device, ...]:
     """A foreign object so placed that it hides at least `share` of the tree in this view at rest.
 
-    It is enlarged from its usual size until it does, within reason; a kind that cannot do it gives way to another.
+    It is enlarged from its usual size until it does, within what there is; where that is not enough another kind of
+    thing is added (`kind` is what the first is).
     """
     if not 0 < share <= 0.95:
         raise ValueError(f"share must be in (0, 0.95]: {share}")
@@ -709,12 +729,16 @@ def obstructing(
     order = [OBSTRUCTIONS[i] for i in rng.choice(len(OBSTRUCTIONS), len(OBSTRUCTIONS), replace=False, p=weights)]
     seed = int(rng.integers(2**63))  # one object, drawn again at each size
     spot = _Spot(tree, view)
-    for chosen in [kind] if kind else [*order, "apron"]:
-        for size in np.arange(0.8, 1.56 if chosen == "generator" else 2.6, 0.1):
-            found = _OBSTRUCTIONS[chosen](spot, float(size), np.random.default_rng(seed))
+    first, *others = [kind, *(k for k in order if k != kind)] if kind else order
+    beside: tuple[Device, ...] = ()
+    for chosen in [first, *others]:
+        largest = 4.0 if chosen == "apron" else _LARGEST  # an apron is pushed farther in, not enlarged
+        for size in np.arange(0.8, largest + 0.01, 0.1):
+            found = (*beside, *_OBSTRUCTIONS[chosen](spot, float(size), np.random.default_rng(seed)))
             if covered_share(found, tree, view) >= share:
                 return found
-    raise ValueError(f"no {kind or 'object'} hides {share:.0%} of this tree")
+        beside = beside or _OBSTRUCTIONS[first](spot, 1.0, np.random.default_rng(seed))
+    raise ValueError(f"nothing hides {share:.0%} of this tree")
 
 
 class _Spot:
@@ -750,32 +774,32 @@ def _generator(spot: _Spot, size: float, rng: np.random.Generator) -> tuple[Devi
     """A pulse generator, or two, before the heart: abdominal or slipped pockets, an abandoned one beside the new."""
     x, y = spot.tilted(rng, 14)
     off = rng.normal(0, 5, 2)
-    width, height = 62 * min(size, 1.35), 54 * min(size, 1.35)
+    width, height = 62 * min(size, 1.1), 54 * min(size, 1.1)
     cases = [_case(spot.at(off[0], off[1], 90), width, height, rng, x, y)]
     angle = rng.uniform(0, 2 * np.pi)
     lead_rng = np.random.default_rng(rng.integers(2**32))
     header = _case(spot.at(off[0] + 0.36 * width, off[1] - 0.36 * height, 89), 24, 14, rng, x, y)
-    if size > 1.35:  # one alone would be larger than any that is sold
-        turn, reach = angle, (0.6 + 2 * (size - 1.35)) * width
+    if size > 1.15:  # one alone would be larger than any that is sold
+        turn, reach = angle, (0.4 + 2 * (size - 1.1)) * width
         centre = spot.at(off[0] + reach * np.cos(turn), off[1] + reach * np.sin(turn), 86)
         cases.append(_case(centre, width, height, rng, x, y))
     start = spot.at(off[0] + 0.4 * width, off[1] - 0.4 * height, 88)
     loop = [start, start + 30 * x - 25 * y, start - 20 * x - 60 * y, start - 90 * x - 100 * y]
     lead = course(np.array(loop) + lead_rng.normal(0, 6, (4, 3)))
     return (
-        Device(name="pulse generator", plates=tuple(cases), attenuation=rng.uniform(5.0, 6.5)),
+        Device(name="pulse generator", plates=tuple(cases), attenuation=_dense(rng)),
         Device(name="generator's header", plates=(header,), attenuation=0.25),
         Device(name="generator's lead", lines=(lead,), width_mm=1.9, attenuation=0.4),
     )
 
 
 def _spinal_plates(spot: _Spot, size: float, rng: np.random.Generator) -> tuple[Device, ...]:
-    """A scoliosis construct: thick rods, cross-plates, vertebral cages, behind the heart in this view."""
+    """A scoliosis construct: thick rods, screws, cages in place of some vertebrae, behind the heart in this view."""
     lean = rng.normal(0, 0.12)
     up = -spot.down * np.cos(lean) + spot.right * np.sin(lean)
     side = spot.right * np.cos(lean) + spot.down * np.sin(lean)
     middle = spot.at(rng.normal(0, 4), rng.normal(0, 4), -75.0)
-    gap = 17.0 * min(size, 1.5)
+    gap = 17.0 * size
     tall = np.linspace(-120, 120, 40)[:, None]
     sway = 6 * np.sin(tall / 70 + rng.uniform(0, 6))
     rods = [middle + tall * up + (s * gap + sway) * side for s in (-1.0, 1.0)]
@@ -787,13 +811,22 @@ def _spinal_plates(spot: _Spot, size: float, rng: np.random.Generator) -> tuple[
         for s in (-1.0, 1.0):
             head = centre + s * gap * side
             screws.append(np.array([head, head - s * 0.45 * gap * side + 2 * up + 25 * spot.towards]))
-        cages.append(_plate(centre + 14 * spot.towards, side, up, gap * 0.8 * size, min(10.5 * size, 0.43 * pitch)))
-    wide = 6.0 * size
+        if rng.random() < 0.45 or abs(level) < pitch / 2:
+            tilt = rng.normal(0, 0.12)
+            x, y = side * np.cos(tilt) + up * np.sin(tilt), up * np.cos(tilt) - side * np.sin(tilt)
+            half_width, half_height = rng.uniform(8, 12) * size, rng.uniform(7, 10)
+            cages.append(_plate(centre + 14 * spot.towards, x, y, half_width, half_height))
+    wide, dense = 5.5 * size, _dense(rng)
     return (
-        Device(name="spinal rods", lines=tuple(rods), width_mm=wide, attenuation=5.5),
-        Device(name="pedicle screws", lines=tuple(screws), width_mm=wide + 1.5, attenuation=5.5),
-        Device(name="vertebral cages", plates=tuple(cages), attenuation=rng.uniform(5.0, 6.5)),
+        Device(name="spinal rods", lines=tuple(rods), width_mm=wide, attenuation=dense),
+        Device(name="pedicle screws", lines=tuple(screws), width_mm=wide + 1.5, attenuation=0.7 * dense),
+        Device(name="vertebral cages", plates=tuple(cages), attenuation=_dense(rng)),
     )
+
+
+def _dense(rng: np.random.Generator) -> float:
+    """Attenuation of something thick made of metal: nothing of a vessel is left behind it, yet it is not always black."""
+    return float(rng.uniform(4.0, 6.5))
 
 
 def _plate_electrode(spot: _Spot, size: float, rng: np.random.Generator) -> tuple[Device, ...]:
@@ -806,7 +839,7 @@ def _plate_electrode(spot: _Spot, size: float, rng: np.random.Generator) -> tupl
     cable = course(np.array([centre, centre + 50 * x + 30 * y, centre + 110 * x + 20 * y + 10 * spot.towards]))
     return (
         Device(name="electrode rim", plates=(outline,), attenuation=0.12, breathes=True),
-        Device(name="electrode plate", plates=(foil,), attenuation=rng.uniform(5.0, 6.5), breathes=True),
+        Device(name="electrode plate", plates=(foil,), attenuation=_dense(rng), breathes=True),
         Device(name="electrode cable", lines=(cable,), width_mm=3.5, attenuation=0.3, breathes=True),
     )
 
@@ -826,7 +859,7 @@ def _arm(spot: _Spot, size: float, rng: np.random.Generator) -> tuple[Device, ..
     return (
         Device(name="arm", plates=(flesh,), attenuation=0.7),
         Device(name="bone of the arm", lines=(bone,), width_mm=20.0, attenuation=0.8),
-        Device(name="arm board", plates=(board,), attenuation=5.0),
+        Device(name="arm board", plates=(board,), attenuation=_dense(rng)),
     )
 
 
@@ -840,7 +873,7 @@ def _apron(spot: _Spot, size: float, rng: np.random.Generator) -> tuple[Device, 
     wave = 4 * np.sin(across / 35 + rng.uniform(0, 6)) + 2 * np.sin(across / 13)
     edge = spot.at(0, 0, 115.0) + (reach + wave) * inward + across * side
     outline = np.vstack([edge, (edge - 300 * inward)[::-1]])
-    return (Device(name="lead apron", plates=(outline,), attenuation=rng.uniform(5.0, 6.5)),)
+    return (Device(name="lead apron", plates=(outline,), attenuation=_dense(rng)),)
 
 
 def _table_rail(spot: _Spot, size: float, rng: np.random.Generator) -> tuple[Device, ...]:
@@ -849,10 +882,10 @@ def _table_rail(spot: _Spot, size: float, rng: np.random.Generator) -> tuple[Dev
     way = np.cos(turn) * spot.right + np.sin(turn) * spot.down
     side = np.sin(turn) * spot.right - np.cos(turn) * spot.down
     middle = spot.at(rng.normal(0, 4), rng.normal(0, 4), -130.0)
-    half = 24.0 * size
+    half = 22.0 * size
     bolts = tuple(_disc(middle + at * way, 7.0, way, side) for at in (-60.0, 0.0, 60.0))
     return (
-        Device(name="table rail", plates=(_plate(middle, way, side, 260.0, half),), attenuation=rng.uniform(5.0, 6.5)),
+        Device(name="table rail", plates=(_plate(middle, way, side, 260.0, half),), attenuation=_dense(rng)),
         Device(name="rail bolts", plates=bolts, attenuation=1.0),
     )
 

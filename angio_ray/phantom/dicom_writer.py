@@ -170,7 +170,9 @@ def _header(facts: ClipFacts, num_frames: int, rows: int, columns: int) -> Datas
     ds.StudyDescription = facts.study_description
     ds.SeriesInstanceUID = uid(*_series_key(facts))
     ds.SeriesNumber = facts.series_number
-    ds.Laterality = ""  # unknown, as the body part is: named, it would tell the class (groins are unsatisfactory)
+    # no body part: named, it would tell the class (groins are unsatisfactory). Without one, dciodvfy warns of an empty
+    # Laterality, and calls it an error where there is none
+    ds.Laterality = ""
     ds.Manufacturer = MANUFACTURER
     ds.ManufacturerModelName = facts.model_name
     ds.SoftwareVersions = f"angio_ray {__version__}"

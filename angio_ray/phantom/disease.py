@@ -23,9 +23,12 @@ _SITES: dict[str, float] = {
     "RCA": 1.0,
     "D1": 0.3,
     "D2": 0.15,
+    "D3": 0.08,
     "ramus": 0.2,
     "OM1": 0.35,
     "OM2": 0.2,
+    "OM3": 0.08,
+    "AM": 0.12,
     "PDA": 0.2,
     "PLV": 0.15,
 }
@@ -227,7 +230,7 @@ def _lesion(tree: Tree, segment: str, p_occlusion: float, rng: np.random.Generat
     total = segment != "LM" and bool(rng.random() < p_occlusion)
     # an artery closed at its very beginning shows nothing: such a run could not be told from a poorly engaged catheter
     total = total and not (segment == "RCA" and free[0] < 0.3 * path)
-    percent = float(np.clip(20 + 79 * rng.beta(1.5, 1.2), 20, 99))
+    percent = float(1 + 98 * rng.beta(1.5, 1.1))
     return add_stenosis(
         tree,
         segment,
@@ -258,7 +261,7 @@ def _diffuse(tree: Tree, segment: str, rng: np.random.Generator) -> Tree:
     while at < 0.8 * path:
         length = float(rng.uniform(6, 14))
         if _is_free(tree, segment, at, length):
-            percent = float(rng.uniform(20, 45))
+            percent = float(rng.uniform(10, 45))
             tree = add_stenosis(tree, segment, at_mm=at, percent=percent, length_mm=length, rng=rng, eccentricity=0.7)
         at += length * rng.uniform(1.0, 1.6)
     return tree

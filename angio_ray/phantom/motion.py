@@ -8,7 +8,10 @@ left-ventricular ejection 0.41 s less 1.7 ms per beat a minute). Knows nothing o
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
+from numpy.typing import NDArray
 
 from angio_ray.phantom.anatomy import APEX, BASE, GROOVE_NORMAL, HEART_CENTRE, RING_CENTRE, TO_THE_LEFT
 from angio_ray.phantom.carm import Floats
@@ -21,6 +24,12 @@ _NORMAL_BEAT = 0.9
 """How contracted a normal beat gets: what is left is for the strong one after an ectopic."""
 _DIASTASIS = 0.12
 """How contracted the heart still is before its atria fill it to the last."""
+_LONGEST_MM = 50.0
+"""How far the table goes at most; about the way from the ostium to the middle of the artery."""
+_TRIES = 16
+"""The last goes no farther than 2 mm: next to nothing is lost by it."""
+_ASIDE_RAD = 0.6
+"""How far off its aim the table goes, standard deviation."""
 
 
 def beats(
@@ -89,23 +98,51 @@ def breath(times_s: Floats, rng: np.random.Generator, *, amplitude_mm: float) ->
     return amplitude_mm * course[:, None] * np.array([0.0, -0.2, -1.0])
 
 
-def pan(times_s: Floats, rng: np.random.Generator, *, speed_mm_s: float) -> Floats:
+def pan(
+    times_s: Floats,
+    rng: np.random.Generator,
+    *,
+    speed_mm_s: float,
+    along: Floats,
+    held_T: NDArray[np.bool_],
+    kept: Callable[[Floats], bool],
+) -> Floats:
     """Shift of the patient under the C-arm, (T, 3) mm: the table starts and stops within the clip, once or twice.
 
-    The table moves level: along the patient and across, never up.
+    The table moves level: along the patient and across, never up. The operator follows what runs through the field, and
+    does not lose sight of it: of several such pans, each shorter than the one before, it is the first that is `kept`.
+
+    Parameters
+    ----------
+    times_s : (T,) array
+        When the frames are taken, rising.
+    rng : numpy.random.Generator
+        The table's.
+    speed_mm_s : float
+        Top speed of one move, of which two may overlap; less where the way would be too long.
+    along : (3,) array
+        About where the patient goes, of any length.
+    held_T : (T,) array
+        Frames whose mean shift is none: the field is right for them, and they are panned to or from.
+    kept : callable
+        Whether a shift, (T, 3) mm, leaves in the field what has to be there.
     """
-    shift = np.zeros((len(times_s), 3))
-    if speed_mm_s <= 0:
-        return shift
     length = float(times_s[-1] - times_s[0])
-    for _ in range(int(rng.integers(1, 3))):
-        start = float(times_s[0]) + rng.uniform(0.1, 0.6) * length
-        lasts = max(0.2, rng.uniform(0.15, 0.4) * length)
-        angle = rng.uniform(0, 2 * np.pi)
-        x = np.clip((times_s - start) / lasts, 0, 1)
-        eased = x**3 * (10 - 15 * x + 6 * x * x)
-        # minimum jerk: the top speed is 1.875 times the mean
-        shift += (speed_mm_s * lasts / 1.875 * eased)[:, None] * np.array([np.cos(angle), 0.0, np.sin(angle)])
+    ahead = np.arctan2(along[2], along[0])
+    for way_mm in _LONGEST_MM * 0.8 ** np.arange(_TRIES):
+        shift = np.zeros((len(times_s), 3))
+        for _ in range(int(rng.integers(1, 3))):
+            start = float(times_s[0]) + rng.uniform(0.1, 0.6) * length
+            lasts = max(0.2, rng.uniform(0.15, 0.4) * length)
+            angle = ahead + rng.normal(0, _ASIDE_RAD)
+            x = np.clip((times_s - start) / lasts, 0, 1)
+            eased = x**3 * (10 - 15 * x + 6 * x * x)
+            # minimum jerk: the top speed is 1.875 times the mean
+            shift += (speed_mm_s * lasts / 1.875 * eased)[:, None] * np.array([np.cos(angle), 0.0, np.sin(angle)])
+        shift *= min(1.0, way_mm / max(float(np.linalg.norm(shift[-1])), 1e-9))
+        shift -= shift[held_T].mean(axis=0)
+        if kept(shift):
+            break
     return shift
 
 

@@ -13,8 +13,9 @@ from dataclasses import asdict, dataclass, replace
 from typing import Literal, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
-from angio_ray.phantom import anatomy, detector, devices, disease, motion, territories
+from angio_ray.phantom import anatomy, contrast, detector, devices, disease, motion, territories
 from angio_ray.phantom.anatomy import Artery, Floats, Tree, Vessel
 from angio_ray.phantom.carm import VIEWS, View, axes, project
 from angio_ray.phantom.detector import Detector
@@ -47,6 +48,8 @@ _SHORT_SHARE = {"puncture_check": 0.5, "satisfactory": 0.14}
 """Share of short runs; 0.1 for the rest. A look at the puncture site is short more often, and satisfactory runs are short
 as often as unsatisfactory ones on the whole, so that the length tells nothing."""
 _SHORT_FRAMES = 24
+_USUAL_KV, _USUAL_MAS = 80.0, 3.9
+"""Tube voltage and charge per frame that `Injection.iodine` and `Detector.noise` are drawn for."""
 _BULKY_SHARE = {"satisfactory": 0.15}
 """Share of clips with something large in the field; 0.08 for the rest, beside the foreign objects. What it hides decides
 the class, not that it is there."""
@@ -55,6 +58,19 @@ HIDING_SHARE = 0.6
 _BESIDE_SHARE = 0.15
 _IN_FIELD = 0.9
 """Share of the larger vessels that a coronary run's field holds."""
+_PANNED_SHARE = 0.15
+"""Share of clips in which the table moves."""
+_PAN_KEEPS = 0.88
+"""Share of the larger vessels that it leaves in the field while they are full; less where without it there are less."""
+_SELECTIVE = ("LAD", "LCX", "conus", "SA")
+"""Branches that a catheter can slip into alone."""
+_ONLY = " only"
+_AORTA_TIP_MM = {"root": 25.0, "root, by hand": 25.0, "ascending aorta": 48.0}
+"""Ways of an aortogram: where the catheter's tip lies, mm of `Vessel.distance_N`."""
+_VENTRICLE_TIP = {"mid cavity": 0.55, "apex": 0.75, "outflow tract": 0.35}
+"""Ways of a ventriculogram: where the tip lies between the valve (0) and the apex (1)."""
+_TRACE_IODINE = 0.004
+"""Attenuation per mm of vessels that have emptied: under `truth.THINNEST_IODINE`."""
 _TERRITORIES: dict[Site, tuple[territories.TerritoryName, ...]] = {
     "seen": ("femoral", "radial", "renal", "mammary"),
     "unseen": ("femoral", "radial", "renal", "mammary", "iliac", "cerebral"),
@@ -72,8 +88,8 @@ class PhantomConfig:
     size: int = 512
     """Rows and columns, px. The field of view stays, so 256 is the same picture on coarser pixels."""
     frames: tuple[int, int] | None = None
-    """Fewest and most frames per clip; None: 60 to 120, or 180 to 220 for the calcium protocol. Some clips of either
-    class are shorter than the fewest, unless all are asked to be equally long."""
+    """Fewest and most frames per clip; None: 60 to 120 and some clips of either class shorter, or 180 to 220 for the
+    calcium protocol."""
     fps: float | None = None
     """Frames per second; None draws 15 mostly, 7.5, 10, 12.5, 25 and 30 at times (15 for the calcium protocol)."""
     syntax: Syntax | None = None
@@ -81,7 +97,8 @@ class PhantomConfig:
     unsatisfactory: float | None = None
     """Expected share of unsatisfactory clips; None: 0.4, or 0 for the calcium protocol."""
     protocol: Protocol = "default"
-    """default: 0.3 to 2 s before contrast. calcium: about 200 frames, the first half without contrast (spec section 4)."""
+    """default: 0.3 to 2 s before contrast, but in one clip of ten of either class the recording begins after the injection.
+    calcium: about 200 frames, the first half without contrast (spec section 4)."""
     site: Site = "seen"
     """unseen: machines, devices and kinds of run that the other site never shows, for an independent set."""
     twins: tuple[QualityClass, ...] = ()
@@ -112,7 +129,7 @@ class PhantomConfig:
 
     @property
     def name(self) -> str:
-        """What the patients and UIDs of this set are named after: two sets of one seed share none of them."""
+        """What the UIDs of this set are named after: two sets of one seed share none, although they show the same people."""
         drawn = {key: value for key, value in asdict(self).items() if key not in ("patients", "seed", "twins")}
         if drawn == {key: value for key, value in asdict(PhantomConfig()).items() if key in drawn}:
             return str(self.seed)
@@ -166,8 +183,8 @@ class PatientPlan:
 
     @property
     def patient_id(self) -> str:
-        """PatientID in the headers."""
-        return f"PHANTOM-{self.config.name}-{self.patient:05d}"
+        """PatientID in the headers: one per person, so that sets of one seed can be split by patient together."""
+        return f"PHANTOM-{self.config.seed}{'-unseen' if self.config.site == 'unseen' else ''}-{self.patient:05d}"
 
     def streams(self, clip: int) -> Streams:
         """The random streams of one clip: the same whoever renders it and in whatever order."""
@@ -246,10 +263,17 @@ def plan_scene(plan: PatientPlan, clip: int, quality: QualityClass | None = None
     artery: Artery = "LCA" if streams.of("artery").random() < 0.6 else "RCA"
     tree, conduits, detail, region = _anatomy(plan, artery, quality, streams.of("fault anatomy"))
     tree_of = plan.trees[artery]
+    kv, ma, ms = _exposure(streams)
     base = _injection(float(times[-1]), config.protocol, streams.of("injection"))
+    base = replace(base, iodine=base.iodine * _USUAL_KV / kv)  # soft radiation shows iodine better
     base = _with_fault(base, quality, detail, float(times[-1]), streams.of("fault injection"))
-    view = _view(plan, artery, quality, tree, conduits, region, streams.of("view"))
-    return Scene(
+    view = _view(plan, artery, quality, detail, tree, conduits, region, streams.of("view"))
+    machine = plan.detectors[int(streams.of("setting").integers(2))]
+    obstacle: tuple[Device, ...] = ()
+    if quality == "foreign_object":
+        obstacle = devices.obstructing(tree or tree_of, view, streams.of("fault devices"), share=HIDING_SHARE)
+        detail = ", ".join(dict.fromkeys(d.name for d in obstacle if devices.hides(d)))
+    scene = Scene(
         quality_class=quality,
         detail=detail,
         streams=streams,
@@ -257,15 +281,22 @@ def plan_scene(plan: PatientPlan, clip: int, quality: QualityClass | None = None
         region=region.region if region else "chest",
         tree=tree,
         conduits=conduits,
-        chambers=_chambers(plan, quality, base, streams.of("chambers")),
+        chambers=_chambers(plan, quality, detail, base, streams.of("chambers")),
         injection=base,
         motion=_motion(plan, times, region is not None, streams),
         catheter=region.catheter if region else _catheter(plan, tree_of, quality, detail, conduits, streams),
         catheter_on_heart=region is None and quality != "graft" and detail != "arch",
-        devices=_devices(plan, plan.clips[clip], quality, detail, tree, view, streams) if region is None else (),
+        devices=_devices(plan, plan.clips[clip], quality, detail, tree, view, obstacle, streams) if region is None else (),
         times_s=times,
-        detector=plan.detectors[int(streams.of("setting").integers(2))],
+        detector=replace(machine, noise=machine.noise * float(np.sqrt(_USUAL_MAS / (ma * ms / 1000)))),
     )
+    return _panned(plan, clip, tree_of, scene)
+
+
+def _exposure(streams: Streams) -> tuple[float, int, int]:
+    """Tube voltage in kV, current in mA and pulse length in ms of a clip: header, noise and iodine's contrast agree."""
+    rng = streams.of("exposure")
+    return round(float(rng.uniform(65, 100)), 1), int(rng.integers(400, 800)), int(rng.integers(4, 10))
 
 
 def _times(plan: PatientPlan, rng: np.random.Generator, planned: QualityClass) -> Floats:
@@ -279,7 +310,7 @@ def _times(plan: PatientPlan, rng: np.random.Generator, planned: QualityClass) -
     count = int(np.clip(round(seconds * rate), fewest, most))
     short = rng.random() < _SHORT_SHARE.get(planned, 0.1)
     shorter = int(rng.integers(_SHORT_FRAMES, max(fewest, _SHORT_FRAMES + 1)))
-    if short and _SHORT_FRAMES < fewest < most and config.protocol == "default":
+    if short and config.frames is None and config.protocol == "default":
         count = shorter
     return np.arange(count) / rate
 
@@ -300,14 +331,19 @@ def _anatomy(
     match quality:
         case "catheter_only":
             return None, (), str(rng.choice(["arch", "pigtail", "ostium"])), None
+        case "aorta":
+            way = str(rng.choice(list(_AORTA_TIP_MM)))
+            return (tree if "root" in way else None), (), way, None
         case "ventricle":
-            return None, (), "", None
+            return None, (), str(rng.choice(list(_VENTRICLE_TIP))), None
         case "graft":
             graft = territories.grafts(rng, plan.trees)
             return None, graft, graft[0].name, None
         case "poor_engagement":
-            way = str(rng.choice(["off the ostium", "off the ostium", "one branch only"]))
-            return (_one_branch(tree, rng) if way == "one branch only" else tree), (), way, None
+            branch = str(rng.choice([v.name for v in tree.vessels if v.name in _SELECTIVE] or [""]))
+            if rng.random() < 2 / 3 or not branch:
+                return tree, (), "off the ostium", None
+            return _one_branch(tree, branch), (), f"{branch}{_ONLY}", None
         case "weak_contrast":
             return tree, (), str(rng.choice(["dilute", "dilute", "brief", "late"])), None
         case "no_contrast":
@@ -318,12 +354,8 @@ def _anatomy(
             return tree, (), "", None
 
 
-def _one_branch(tree: Tree, rng: np.random.Generator) -> Tree:
+def _one_branch(tree: Tree, branch: str) -> Tree:
     """The tree as a catheter too deep in one branch fills it: that branch and what leaves it, nothing else."""
-    if tree.artery == "LCA":
-        branch = str(rng.choice([v.name for v in tree.vessels if v.name in ("LCX", "D1", "OM1")]))
-    else:
-        branch = str(rng.choice([v.name for v in tree.vessels if v.name in ("conus", "RV1", "SA")] or ["RCA"]))
     served = {branch}
     for vessel in tree.vessels:  # parents come before their branches
         if vessel.parent in served:
@@ -336,7 +368,7 @@ def _one_branch(tree: Tree, rng: np.random.Generator) -> Tree:
 def _injection(length_s: float, protocol: Protocol, rng: np.random.Generator) -> Injection:
     """A good injection: what every class starts from."""
     early = rng.random() < 0.1
-    start = float(min(rng.uniform(0.3, 2.0), 0.3 * length_s))
+    start = float(min(rng.uniform(0.3, 2.0), max(0.3 * length_s, min(0.3, 0.5 * length_s))))
     if early:
         start = float(rng.uniform(-1.2, 0.0))  # the recording began after the injection
     length = float(np.clip(rng.uniform(1.8, 3.6), 0.3, max(0.5, 0.8 * length_s - start)))
@@ -349,7 +381,7 @@ def _injection(length_s: float, protocol: Protocol, rng: np.random.Generator) ->
         length_s=length,
         washout_s=float(rng.uniform(0.5, 1.5)),
         flow_mm_s=float(rng.uniform(110, 280)),
-        iodine=float(rng.uniform(0.1, 0.25)),
+        iodine=float(rng.uniform(0.12, 0.21)),
         pulsation=float(rng.uniform(0.0, 0.3)),
         streaming=float(rng.uniform(0.0, 0.5)),
         reflux_iodine=cloud if spills else 0.0,
@@ -365,7 +397,12 @@ def _with_fault(
     thin, puff = float(rng.uniform(0.1, 0.4)), float(rng.uniform(0.25, 0.6))
     spill = float(rng.uniform(0.02, 0.06))
     none = replace(good, iodine=0.0, reflux_iodine=0.0, blush_iodine=0.0)
+    stain = float(rng.uniform(0.1, 0.2))
     match quality, detail:
+        case ("no_contrast", "after the run"):
+            # the vessels have emptied before the recording begins; what is left in the muscle still pales
+            gone_s = good.length_s + 4 * good.washout_s + 1.0
+            return replace(good, start_s=-gone_s, iodine=_TRACE_IODINE, reflux_iodine=0.0, blush_iodine=stain)
         case ("no_contrast", _) | ("catheter_only", _) | ("ventricle", _):
             return none
         case ("weak_contrast", "brief"):
@@ -375,8 +412,8 @@ def _with_fault(
             return replace(good, start_s=length_s * float(rng.uniform(0.88, 0.96)), blush_iodine=0.0)
         case ("weak_contrast", _):
             return replace(good, iodine=good.iodine * share, reflux_iodine=good.reflux_iodine * 0.3, blush_iodine=0.0)
-        case ("poor_engagement", "one branch only"):
-            return replace(good, reflux_iodine=spill * 0.5)
+        case ("poor_engagement", way) if way.endswith(_ONLY):
+            return replace(good, reflux_iodine=0.0)  # the tip is far from the root
         case ("poor_engagement", _):
             return replace(good, iodine=good.iodine * thin, reach_mm=reach, reflux_iodine=spill, streaming=0.8,
                            blush_iodine=0.0)  # fmt: skip
@@ -396,35 +433,89 @@ def _with_fault(
 
 
 def _chambers(
-    plan: PatientPlan, quality: QualityClass, injection: Injection, rng: np.random.Generator
+    plan: PatientPlan, quality: QualityClass, detail: str, injection: Injection, rng: np.random.Generator
 ) -> tuple[Chamber, ...]:
     dilute, share, strength = rng.uniform(0.008, 0.016), rng.uniform(0.3, 1.0), rng.uniform(0.012, 0.03)
     delay, drains = rng.uniform(2.6, 4.5), rng.random() < 0.5
     if quality == "aorta":
-        return (Chamber(tube=plan.aorta, iodine=float(dilute * 2.0)),)
+        strong = 1.2 if "by hand" in detail else 2.0
+        return (Chamber(tube=_from_tip(plan.aorta, _AORTA_TIP_MM[detail]), iodine=float(dilute * strong)),)
     if quality == "ventricle":
         return (
             Chamber(tube=plan.ventricle, iodine=float(dilute * 1.6), contracts=0.38),
             Chamber(tube=plan.aorta, iodine=float(dilute * share), delay_s=0.5),
         )
-    if drains and injection.blush_iodine > 0 and quality in ("satisfactory", "foreign_object"):
+    drains = drains and quality in ("satisfactory", "foreign_object")
+    if (drains or detail == "after the run") and injection.blush_iodine > 0:
         return (Chamber(tube=plan.coronary_sinus, iodine=float(strength), delay_s=float(delay)),)
     return ()
 
 
+def _from_tip(aorta: Vessel, tip_mm: float) -> Vessel:
+    """What fills of the aorta: from somewhat below the catheter's tip on, with a rounded beginning; all of it from the root."""
+    if tip_mm < 30:
+        return aorta
+    keep = aorta.distance_N >= tip_mm - 12
+    along = aorta.distance_N[keep]
+    assert aorta.moves_N is not None
+    return replace(
+        aorta,
+        points_N3=aorta.points_N3[keep],
+        radius_N=aorta.radius_N[keep] * np.sqrt(np.clip((along - along[0]) / 12, 0.02, 1)),
+        distance_N=along,
+        moves_N=aorta.moves_N[keep],
+    )
+
+
 def _motion(plan: PatientPlan, times: Floats, far_from_heart: bool, streams: Streams) -> Motion:
     phase, contraction, onsets = motion.beats(times, plan.heart_period_s, streams.of("beats"), ectopics=plan.ectopics)
-    breath, table = streams.of("breath"), streams.of("table")
+    breath = streams.of("breath")
     amplitude = float(breath.choice([0.0, 1.0, 3.0, 6.0], p=[0.35, 0.3, 0.25, 0.1]))
-    speed = float(table.uniform(8, 30)) if table.random() < 0.15 else 0.0
     return Motion(
         phase_T=phase,
         contraction_T=contraction * (0.1 if far_from_heart else 1.0),
         onsets_s=onsets,
         period_s=plan.heart_period_s,
         breath_T3=motion.breath(times, breath, amplitude_mm=0.0 if far_from_heart else amplitude),
-        pan_T3=motion.pan(times, table, speed_mm_s=speed),
+        pan_T3=np.zeros((len(times), 3)),
     )
+
+
+def _panned(plan: PatientPlan, clip: int, tree: Tree, scene: Scene) -> Scene:
+    """The scene with the table's movement, if any: it follows the contrast to the artery's distal vessels.
+
+    It is the satisfactory clip's whatever is filmed, so that it is every counterfactual's and tells nothing.
+    """
+    table = scene.streams.of("table")
+    if table.random() >= _PANNED_SHARE:
+        return scene
+    if scene.quality_class != "satisfactory":
+        shift = plan_scene(plan, clip, "satisfactory").motion.pan_T3
+        return replace(scene, motion=replace(scene.motion, pan_T3=shift))
+    right, down, _ = axes(scene.view.primary_deg, scene.view.secondary_deg)
+    shown = np.stack([right, down])
+    # the level way on which the middle of the artery comes to where its ostium was seen
+    x, z = np.linalg.solve(shown[:, [0, 2]], shown @ (tree.ostium - _middle(tree.vessels)))
+    found = contrast.contrast_frames(contrast.curves(scene).filling_T)
+    full_T = np.zeros(len(scene.times_s), bool)
+    full_T[found["contrast_begin"] or 0 : (found["contrast_end"] or len(full_T)) + 1] = True
+    larger = np.concatenate([v.points_N3 for v in _larger(tree)])[::3]
+
+    def least_inside(shift_T3: Floats) -> float:
+        """Share of the larger vessels in the field, in the worst frame of those with full contrast."""
+        xy, _ = project(motion.displace(larger, replace(scene.motion, pan_T3=shift_T3))[full_T], scene.view)
+        return float(_inside(xy, scene.view, 0.48).mean(axis=1).min())
+
+    enough = min(_PAN_KEEPS, least_inside(scene.motion.pan_T3))
+    shift = motion.pan(
+        scene.times_s,
+        table,
+        speed_mm_s=float(table.uniform(8, 30)),
+        along=np.array([x, 0.0, z]),
+        held_T=full_T,
+        kept=lambda shift_T3: least_inside(shift_T3) >= enough,
+    )
+    return replace(scene, motion=replace(scene.motion, pan_T3=shift))
 
 
 def _catheter(
@@ -446,13 +537,19 @@ def _catheter(
                 tree.ostium + shift + [0, 0, 15], rng, style="arch" if detail == "arch" else "pigtail"
             )
         case ("ventricle", _):
-            return devices.catheter(anatomy.BASE + 0.55 * (anatomy.APEX - anatomy.BASE) + shift, rng, style="pigtail")
+            deep = _VENTRICLE_TIP[detail]
+            return devices.catheter(anatomy.BASE + deep * (anatomy.APEX - anatomy.BASE) + shift, rng, style="pigtail")
         case ("aorta", _):
-            return devices.catheter(_at(plan.aorta, 30.0) + shift, rng, style="pigtail")
+            return devices.catheter(_at(plan.aorta, _AORTA_TIP_MM[detail]) + shift, rng, style="pigtail")
         case ("graft", _):
             return devices.catheter(conduits[0].points_N3[0], rng, style="graft")
         case ("poor_engagement", "off the ostium"):
             return devices.catheter(away, rng, style=style)
+        case ("poor_engagement", way) if way.endswith(_ONLY):
+            branch = tree.vessel(way.removesuffix(_ONLY))
+            trunk = tree.vessels[0]  # the left main, or the right artery
+            on = trunk.points_N3[8 : int(np.searchsorted(trunk.distance_N, branch.distance_N[0])) - 4 : 6]
+            return devices.catheter(tree.ostium, rng, style=style, further=np.vstack([on, branch.points_N3[[0, 3]]]))
         case _:
             return devices.catheter(tree.ostium, rng, style=style)
 
@@ -464,6 +561,7 @@ def _devices(
     detail: str,
     tree: Tree | None,
     view: View,
+    obstacle: tuple[Device, ...],
     streams: Streams,
 ) -> tuple[Device, ...]:
     """What is in the field beside the catheter. Wires, stents and bulky things come in every class alike."""
@@ -477,8 +575,8 @@ def _devices(
     if tree is not None and stented:
         found.append(devices.stent(tree, streams.of("stent")))
     whole = tree or plan.trees["LCA"]
-    if quality == "foreign_object":
-        found += devices.obstructing(whole, view, fault, share=HIDING_SHARE)
+    if obstacle:
+        found += obstacle
     elif bulky:
         found += _beside(
             devices.obstructing(whole, view, streams.of("bulky"), share=HIDING_SHARE), found, whole, view, rng
@@ -529,6 +627,7 @@ def _view(
     plan: PatientPlan,
     artery: Artery,
     quality: QualityClass,
+    detail: str,
     tree: Tree | None,
     conduits: tuple[Vessel, ...],
     elsewhere: territories.Territory | None,
@@ -561,7 +660,7 @@ def _view(
         view = replace(
             view, name="", primary_deg=elsewhere.primary_deg + turn, secondary_deg=elsewhere.secondary_deg + tilt
         )
-    return _centred(view, _target(plan, artery, quality, tree, conduits), off_centre)
+    return _centred(view, _target(plan, artery, quality, detail, tree, conduits), off_centre)
 
 
 def _centred(view: View, target: Floats, off_centre: Floats | None = None) -> View:
@@ -573,18 +672,32 @@ def _centred(view: View, target: Floats, off_centre: Floats | None = None) -> Vi
 
 def _share_inside(tree: Tree, view: View) -> float:
     """Share of the larger vessels' samples that lie well inside the picture."""
-    xy, _ = project(np.concatenate([v.points_N3 for v in tree.vessels if v.radius_N[0] > 0.8]), view)
-    return float((np.abs(xy - view.size / 2) < 0.45 * view.size).all(axis=1).mean())
+    xy, _ = project(np.concatenate([v.points_N3 for v in _larger(tree)]), view)
+    return float(_inside(xy, view, 0.45).mean())
+
+
+def _larger(tree: Tree) -> list[Vessel]:
+    return [v for v in tree.vessels if v.radius_N[0] > 0.8]
+
+
+def _inside(xy: Floats, view: View, share: float) -> NDArray[np.bool_]:
+    """Which positions (..., 2) lie no farther from the picture's middle than a share of its side."""
+    return np.asarray((np.abs(xy - view.size / 2) < share * view.size).all(axis=-1))
 
 
 def _target(
-    plan: PatientPlan, artery: Artery, quality: QualityClass, tree: Tree | None, conduits: tuple[Vessel, ...]
+    plan: PatientPlan,
+    artery: Artery,
+    quality: QualityClass,
+    detail: str,
+    tree: Tree | None,
+    conduits: tuple[Vessel, ...],
 ) -> Floats:
     """What the operator puts in the middle, mm."""
     if quality == "ventricle":
         return plan.ventricle.points_N3.mean(axis=0) + np.array([0.0, 0.0, 12.0])
     if quality == "aorta":
-        return _at(plan.aorta, 35.0)
+        return _at(plan.aorta, _AORTA_TIP_MM[detail] + 10.0)
     return _middle(conduits or (tree or plan.trees[artery]).vessels)
 
 
@@ -603,6 +716,7 @@ def clip_facts(plan: PatientPlan, clip: int, scene: Scene) -> ClipFacts:
     """The header of a clip, drawn from a stream of its own so that it says nothing about the class."""
     config, study = plan.config, plan.studies[clip]
     rng = plan.streams(clip).of("header")
+    kv, ma, ms = _exposure(plan.streams(clip))
     drawn: Syntax = _draw(rng, _SYNTAXES)
     chosen = config.syntax or drawn
     bits = scene.detector.bits
@@ -635,9 +749,9 @@ def clip_facts(plan: PatientPlan, clip: int, scene: Scene) -> ClipFacts:
         bits=bits,
         monochrome1=False,  # PS3.3 C.8.7.1 allows MONOCHROME2 alone
         syntax=chosen,
-        kvp=round(float(rng.uniform(65, 100)), 1),
-        tube_current_ma=int(rng.integers(400, 800)),
-        exposure_ms=int(rng.integers(4, 10)),
+        kvp=kv,
+        tube_current_ma=ma,
+        exposure_ms=ms,
     )
 
 

@@ -8,11 +8,12 @@ scenes are drawn, nor of DICOM: out come stored values, with the truth about ves
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import cv2
 import numpy as np
 
-from angio_ray.phantom import background, contrast, devices, motion
+from angio_ray.phantom import background, contrast, devices, joints, motion
 from angio_ray.phantom.anatomy import Floats, Vessel
 from angio_ray.phantom.carm import project
 from angio_ray.phantom.contrast import Curves
@@ -33,8 +34,6 @@ _CATHETER_LUMEN = 0.74
 """Of the outer radius (5 to 6 French diagnostic catheters: 1.2 to 1.5 mm within 1.7 to 2 mm)."""
 _BLUSH_MM = 6.0
 """Blur from the small vessels to the muscle that they feed."""
-_JOINT_MM = 4.0
-"""Branches whose origins lie this near may share some of their lumen."""
 _STREAM_MM = 35.0
 """How far from the ostium blood and contrast run side by side."""
 _PUFFS = 7
@@ -45,7 +44,9 @@ def render(scene: Scene) -> Rendered:
     """Draw all frames of a scene; the same scene gives the same bytes."""
     curves = contrast.curves(scene)
     view, size, count = scene.view, scene.view.size, len(scene.times_s)
-    backdrop = background.build(view, scene.region, scene.streams.of("background"), size=size)
+    move = scene.motion
+    shifts = np.concatenate([move.pan_T3, move.pan_T3 + move.breath_T3])
+    backdrop = background.build(view, scene.region, scene.streams.of("background"), shifts_N3=shifts)
     exposure = Exposure(scene.detector, view, scene.streams)
     vessels, calcium = _Vessels(scene, curves), _Calcium(scene)
     soft, hardware = _Soft(scene, curves, vessels), _Hardware(scene, curves)
@@ -54,7 +55,6 @@ def render(scene: Scene) -> Rendered:
     vessel_mask = np.zeros(frames.shape, bool)
     calcium_mask = np.zeros(frames.shape, bool) if calcium.any else None
     for f in range(count):
-        move = scene.motion
         attenuation = backdrop.frame(float(move.contraction_T[f]), move.breath_T3[f], move.pan_T3[f])
         soft.add(attenuation, f)
         vessels.add(attenuation, f, vessel_mask[f])
@@ -112,59 +112,23 @@ class _Vessels:
         self._iodine = scene.injection.iodine
         self.all = (*(scene.tree.vessels if scene.tree else ()), *scene.conduits)
         self.tubes = _shadows(scene, self.all)
-        openings = _mouths(self.all)
-        self._filled = [curves.vessels[v.name] * open_N for v, open_N in zip(self.all, openings, strict=True)]
-        self._drawn = Tubes(list(self.tubes.values()), scene.view.size)
-        self._lumen = _Lumen(scene, self.all, self._drawn)
+        caps = joints.ends(self.all)
+        whole = (*self.all, *caps.values())
+        self._filled = [curves.vessels[v.name] for v in self.all]
+        self._filled += [curves.vessels[name][:, -1:].repeat(len(v.points_N3), axis=1) for name, v in caps.items()]
+        self._drawn = Tubes([*self.tubes.values(), *_shadows(scene, tuple(caps.values())).values()], scene.view.size)
+        self._lumen = _Lumen(scene, whole, self._drawn)
+        self._own = joints.outside(self.all, caps, self._drawn, scene.view)
 
     def add(self, attenuation: Image, f: int, mask: Mask) -> None:
         """Add frame f, in place, and say where vessels with contrast are."""
         filled = [c[f] for c in self._filled]
         if self._iodine <= 0 or not any(c.any() for c in filled):
             return
-        path_mm = self._drawn.draw(f, filled, self._lumen.factor(f))
+        path_mm = self._drawn.draw(f, filled, self._own * self._lumen.factor(f))
         np.greater(path_mm, SEEN_MM, out=mask)
         path_mm *= np.float32(self._iodine)
         attenuation += path_mm
-
-
-def _mouths(vessels: Sequence[Vessel]) -> list[Floats]:
-    """Per vessel what `mouth` says; a vessel's neighbours are its parent and what left that parent before at the spot."""
-    by_name = {v.name: v for v in vessels}
-    before: dict[str, list[Vessel]] = {}
-    found = []
-    for vessel in vessels:
-        parent = by_name.get(vessel.parent or "")
-        siblings = before.setdefault(vessel.parent or "", [])
-        near = [s for s in siblings if np.abs(s.points_N3[0] - vessel.points_N3[0]).max() < _JOINT_MM]
-        found.append(mouth(vessel, [parent, *near] if parent else []))
-        siblings.append(vessel)
-    return found
-
-
-def mouth(vessel: Vessel, neighbours: Sequence[Vessel]) -> Floats:
-    """How much of each sample's lumen lies outside the vessels beside its origin, 0..1: what they share counts once."""
-    open_N = np.ones(len(vessel.points_N3))
-    near = min(len(open_N), 24)
-    start, points = vessel.points_N3[0], vessel.points_N3[:near]
-    for other in neighbours:
-        at = int(((other.points_N3 - start) ** 2).sum(axis=1).argmin())
-        window = other.points_N3[max(at - 2 * near, 0) : at + 2 * near]
-        away = ((points[:, None] - window[None]) ** 2).sum(axis=-1)
-        nearest = away.argmin(axis=1)
-        away = np.sqrt(away[np.arange(near), nearest])
-        nearest += max(at - 2 * near, 0)
-        ends = np.stack([other.points_N3[0] - other.points_N3[1], other.points_N3[-1] - other.points_N3[-2]])
-        past_start = (nearest == 0) & ((points - other.points_N3[0]) @ ends[0] >= 0)
-        past_end = (nearest == len(other.points_N3) - 1) & ((points - other.points_N3[-1]) @ ends[1] >= 0)
-        gap = away - other.radius_N[nearest]
-        outside = np.clip(gap / np.maximum(2 * vessel.radius_N[:near], 0.1) + 0.5, 0, 1)
-        outside[past_start | past_end] = 1
-        left = np.flatnonzero(outside[1:] >= 1)
-        if len(left):
-            outside[left[0] + 1 :] = 1  # once out, what passes by is another crossing
-        open_N[:near] = np.minimum(open_N[:near], outside)
-    return open_N
 
 
 class _Lumen:
@@ -412,23 +376,28 @@ class _Blush:
         self._amount_T = scene.injection.blush_iodine * curves.blush_T
         full = int(curves.filling_T.argmax())
         tubes = list(vessels.tubes.values())
-        drawn = Tubes(tubes, scene.view.size, _COARSE)
+        centre_T2 = np.concatenate([t.xy_TN2 for t in tubes], axis=1).mean(axis=1)
+        self._shift_T2 = (centre_T2 - centre_T2[full]) / _COARSE
+        # drawn as far around the field as the table will move it in
+        self._cells, self._margin = -(-scene.view.size // _COARSE), int(np.ceil(np.abs(self._shift_T2).max())) + 1
+        aside = self._margin * _COARSE
+        wide = [replace(t, xy_TN2=t.xy_TN2 + aside) for t in tubes]
+        drawn = Tubes(wide, scene.view.size + 2 * aside, _COARSE)
         fed = [
             curves.vessels[v.name][full] * np.clip((1.3 - v.radius_N) / 0.8, 0, 1) / np.maximum(v.radius_N, 0.1) ** 2
             for v in vessels.all
         ]
         stain = cv2.GaussianBlur(drawn.draw(full, fed), (0, 0), _BLUSH_MM * scene.view.px_per_mm / _COARSE)
-        most = max(float(np.percentile(stain, 98)), 1e-6)
+        field = slice(self._margin, self._margin + self._cells)
+        most = max(float(np.percentile(stain[field, field], 98)), 1e-6)
         self._stain: Image = np.clip(stain / most, 0, 1.3).astype(np.float32)
-        centre_T2 = np.concatenate([t.xy_TN2 for t in tubes], axis=1).mean(axis=1)
-        self._shift_T2 = (centre_T2 - centre_T2[full]) / _COARSE
 
     def picture(self, f: int) -> Image | None:
         """Attenuation of frame f on large pixels."""
         amount = float(self._amount_T[f])
         if amount < 1e-3:
             return None
-        x, y = self._shift_T2[f]
+        x, y = self._shift_T2[f] - self._margin
         move = np.array([[1, 0, x], [0, 1, y]])
-        moved = cv2.warpAffine(self._stain, move, self._stain.shape[::-1], borderMode=cv2.BORDER_REPLICATE)
+        moved = cv2.warpAffine(self._stain, move, (self._cells, self._cells), borderMode=cv2.BORDER_REPLICATE)
         return np.asarray(moved * np.float32(amount), np.float32)

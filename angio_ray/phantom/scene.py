@@ -148,7 +148,7 @@ class Scene:
 
     quality_class: QualityClass
     detail: str
-    """Which way of its class, for the labels ("femoral", "pigtail in the arch", ...); empty when there is but one."""
+    """Which way of its class, for the labels ("femoral, ...", "arch", what hides the vessels, ...); empty if satisfactory."""
     streams: Streams
     view: View
     region: Region

@@ -87,8 +87,9 @@ LABELS = pa.schema(
 """`labels.parquet`: the truth per clip.
 
 stenoses: those visible in the clip, each with its box in the fullest frame in which it is seen. artery_percent: the worst
-narrowing of the artery, seen in this view or not (0: none; null: no coronary artery). twin_of: SOPInstanceUID of the clip
-that this one is the counterfactual of. The frames of contrast are null where the vessels never fill visibly.
+narrowing of the artery, seen in this view or not (0: none). artery, dominance and artery_percent are null where a coronary
+is not what is filmed (quality_group not_coronary, and grafts). twin_of: SOPInstanceUID of the clip that this one is the
+counterfactual of. The frames of contrast are null where the vessels never fill visibly.
 """
 
 
@@ -172,7 +173,8 @@ def row(
     tree, steps_s = scene.tree, np.diff(scene.times_s)
     frame_s = float(steps_s.mean()) if len(steps_s) else None
     satisfactory = scene.quality_class == "satisfactory"
-    filling = rendered.filling_T if scene.injection.iodine >= THINNEST_IODINE else np.zeros_like(rendered.filling_T)
+    coronary = None if QUALITY_GROUPS.get(scene.quality_class) == "not_coronary" else tree
+    filling = rendered.filling_T if _fills(scene) else np.zeros_like(rendered.filling_T)
     contrast = contrast_frames(filling)
     return {
         "sop_instance_uid": sop_instance_uid(facts),
@@ -183,15 +185,15 @@ def row(
         "quality_group": QUALITY_GROUPS.get(scene.quality_class),
         "quality_detail": scene.detail or None,
         "covered_share": rendered.covered_share,
-        "artery": tree.artery if tree else None,
-        "dominance": tree.dominance if tree else None,
+        "artery": coronary.artery if coronary else None,
+        "dominance": coronary.dominance if coronary else None,
         "view": scene.view.name or None,
         "num_frames": len(rendered.frames_THW),
         "frame_time_ms": 1000 * frame_s if frame_s else None,
         **contrast,
         "heart_period_frames": _period_s(scene) / frame_s if frame_s and scene.region == "chest" else None,
         "stenoses": [_box(lesion, rendered.filling_T) for lesion in found if lesion.visible],
-        "artery_percent": max((s.percent for s in tree.stenoses), default=0.0) if tree else None,
+        "artery_percent": max((s.percent for s in coronary.stenoses), default=0.0) if coronary else None,
         "calcified": _shows_calcium(scene, rendered) if tree else None,
         "calcifications": [
             {"segment": c.segment, "kind": c.kind, "length_mm": _length_mm(c, _segment(tree, c.segment))}
@@ -214,7 +216,7 @@ def side_file(scene: Scene, rendered: Rendered, found: tuple[Lesion, ...]) -> by
     return _npz(
         {
             "size": np.array(rendered.frames_THW.shape[1:], np.int32),
-            "vessel_mask": np.packbits(rendered.vessel_mask_THW, axis=-1) & field_HB,
+            "vessel_mask": np.packbits(rendered.vessel_mask_THW & _fills(scene), axis=-1) & field_HB,
             **({} if calcium is None else {"calcium_mask": np.packbits(calcium, axis=-1) & field_HB}),
             "times_s": scene.times_s,
             "phase": scene.motion.phase_T.astype(np.float32),
@@ -316,6 +318,11 @@ def read(source: str | PathLike[str] | bytes) -> Truth:
     """Open a side file, by its path or its bytes."""
     data = source if isinstance(source, bytes) else Path(fspath(source)).read_bytes()
     return Truth(np.load(io.BytesIO(data), allow_pickle=False))
+
+
+def _fills(scene: Scene) -> bool:
+    """Whether anything is seen of the contrast in the vessels, however full they are."""
+    return scene.injection.iodine >= THINNEST_IODINE
 
 
 def _segment(tree: Tree | None, name: str) -> Vessel:

@@ -49,6 +49,8 @@ def ray_cluster() -> Iterator[list[Mapping[str, float]]]:
             ray.init(**options)
     except (ConnectionError, RuntimeError, ValueError) as error:
         raise RunError(f"cannot reach the Ray cluster: {str(error).splitlines()[0]}", 2) from error
+    except Exception as error:  # a node that does not come up in time, on a machine with too much to do, raises just this
+        raise RunError(f"Ray did not start: {str(error).splitlines()[0]}; run the same command again", 1) from error
     try:
         yield _node_resources()
     finally:

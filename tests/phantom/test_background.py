@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 from angio_ray.phantom.background import Background, Ellipsoid, Rays, build, length
-from angio_ray.phantom.carm import View, project
+from angio_ray.phantom.carm import View, axes, project
 from angio_ray.phantom.scene import REGIONS, Region
 
 STILL = np.zeros(3)
@@ -26,7 +28,7 @@ def view(primary: float = 0.0, secondary: float = 0.0, size: int = 128) -> View:
 
 
 def chest(primary: float = 0.0, secondary: float = 0.0, seed: int = 1, size: int = 128) -> Background:
-    return build(view(primary, secondary, size), "chest", np.random.default_rng(seed), size=size)
+    return build(view(primary, secondary, size), "chest", np.random.default_rng(seed))
 
 
 def mean_row(seeds: range, primary: float, secondary: float = 0.0) -> np.ndarray:
@@ -103,6 +105,65 @@ def test_the_table_moves_everything() -> None:
     assert np.abs(panned - np.roll(rest, shift, axis=1))[inner].mean() < 0.4 * np.abs(panned - rest)[inner].mean()
 
 
+@pytest.fixture
+def even(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No unevenness of the tissues: it is laid over the picture, and repeats around the field."""
+
+    def drawn(rng: np.random.Generator, side: int, cells: int, margin: int) -> np.ndarray:
+        rng.standard_normal((cells, cells), dtype=np.float32)
+        return np.zeros((side + 2 * margin, side + 2 * margin), np.float32)
+
+    monkeypatch.setattr("angio_ray.phantom.background._cloud", drawn)
+
+
+@pytest.mark.usefixtures("even")
+@pytest.mark.parametrize("region", REGIONS)
+def test_what_the_table_brings_into_view_has_been_drawn(region: Region) -> None:
+    """A pan of 50 mm, against the same patient drawn where it ends, right to the edge."""
+    pan, c_arm = np.array([50.0, 0.0, -50.0]), view(15.0, 10.0, 256)
+    right, down, _ = axes(c_arm.primary_deg, c_arm.secondary_deg)
+    shift = c_arm.px_per_mm * np.array([pan @ right, pan @ down])
+    there = replace(c_arm, centre_px=(128 + shift[0], 128 + shift[1]))
+    background = build(c_arm, region, np.random.default_rng(7), shifts_N3=pan[None])
+    panned = background.frame(0.2, STILL, pan)
+    drawn = build(there, region, np.random.default_rng(7)).frame(0.2, STILL, STILL)
+    x, y = np.ceil(shift).astype(int)
+    new = np.zeros((256, 256), bool)
+    new[:, :x] = new[:y] = True
+    assert x > 60
+    assert y > 60
+
+    def off(frame: np.ndarray) -> np.ndarray:
+        """How far from what was drawn there, but for the constant between the two pictures."""
+        difference = frame - drawn
+        return np.asarray(np.abs(difference - np.median(difference))[new])
+
+    assert off(panned).mean() < 0.01 * np.ptp(drawn)
+    assert np.percentile(off(panned), 99) < 0.06 * np.ptp(drawn)
+    smeared = build(c_arm, region, np.random.default_rng(7)).frame(0.2, STILL, pan)
+    assert off(smeared).mean() > 3 * off(panned).mean()
+
+
+@pytest.mark.usefixtures("even")
+def test_what_is_drawn_does_not_depend_on_how_much_is_drawn_around_it() -> None:
+    alone = chest(20.0, 10.0, 9, 256)
+    rng = np.random.default_rng(9)
+    wide = build(view(20.0, 10.0, 256), "chest", rng, shifts_N3=np.array([[60.0, 0.0, 0.0]]))
+    assert alone.margin_px == 0
+    assert alone.still.shape == (256, 256)
+    assert wide.margin_px == pytest.approx(60 * np.cos(np.deg2rad(20)) * wide.view.px_per_mm, abs=4)
+    difference = (wide.frame(0.5, STILL, STILL) - alone.frame(0.5, STILL, STILL))[16:-16, 16:-16]
+    assert np.ptp(difference) < 0.01
+
+
+def test_texture_goes_on_beyond_the_field_without_a_seam() -> None:
+    shift = np.array([[20.0, 0.0, 0.0]])
+    background = build(view(size=256), "abdomen", np.random.default_rng(3), shifts_N3=shift)
+    steps = np.abs(np.diff(background.still, axis=1)).mean(axis=0)
+    for seam in (background.margin_px, background.margin_px + 256):
+        assert steps[seam - 3 : seam + 3].max() < 1.5 * np.percentile(steps, 95)
+
+
 def test_a_frame_can_be_written_to_without_harm() -> None:
     background = chest(seed=5)
     first = background.frame(0.0, STILL, STILL)
@@ -132,8 +193,8 @@ def test_a_patient_is_the_same_in_coarser_pixels() -> None:
 def test_a_patient_is_the_same_from_every_side() -> None:
     """What is drawn at random does not depend on angles or pixels: the generators end in the same state."""
     ends = []
-    for c_arm in (view(), view(35.0, 25.0), view(-30.0, -20.0, 256)):
+    for c_arm, pan_mm in ((view(), 0.0), (view(35.0, 25.0), 0.0), (view(-30.0, -20.0, 256), 40.0)):
         rng = np.random.default_rng(8)
-        build(c_arm, "chest", rng)
+        build(c_arm, "chest", rng, shifts_N3=np.array([[pan_mm, 0.0, 0.0]]))
         ends.append(rng.random())
     assert ends[0] == ends[1] == ends[2]

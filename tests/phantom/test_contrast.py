@@ -79,6 +79,17 @@ def test_beyond_an_occlusion_nothing_comes_or_late() -> None:
     assert late[beyond].min() - late[~beyond].max() > 1.2 * 15
 
 
+def test_collaterals_show_nothing_yet_at_the_fullest_frame() -> None:
+    main, branch = stage.tree().vessels
+    beyond = main.distance_N > 30
+    fed = replace(main, supply_N=np.where(beyond, 0.7, 1.0), delay_N=np.where(beyond, 1.0, 0.0))
+    scene = stage.scene(frames=90, tree=Tree(artery="RCA", vessels=(fed, branch)), injection={"length_s": 2.5})
+    found = curves(scene)
+    level = found.vessels["RCA"][:, beyond]
+    assert level[found.filling_T.argmax()].max() < 0.1
+    assert level.max() > 0.5
+
+
 def test_with_a_conduit_the_tree_stays_dark() -> None:
     graft = stage.vessel("SVG", (20, 0, 60), (20, 0, 0))
     found = curves(stage.scene(conduits=(graft,)))

@@ -133,6 +133,15 @@ def test_graft_catheter_reaches_the_mouth(kind: territories.GraftKind, trees: di
         assert np.linalg.norm(tube.points_N3[-1] - mouth) < 5
 
 
+@pytest.mark.parametrize("branch", ["LAD", "LCX"])
+def test_catheter_slips_on_into_a_branch(branch: str, trees: dict[Artery, Tree]) -> None:
+    tree = trees["LCA"]
+    origin = tree.vessel(branch).points_N3[:4]
+    tube = devices.catheter(tree.ostium, np.random.default_rng(1), style="left", further=origin[[0, 3]])
+    assert np.linalg.norm(tube.points_N3[-1] - origin[3]) < 0.5
+    assert np.linalg.norm(tube.points_N3 - tree.ostium, axis=1).min() < 3
+
+
 # ---- in the arteries
 
 
@@ -297,6 +306,20 @@ def test_obstruction_hides_what_was_asked_for(kind: Obstruction, trees: dict[Art
         found = devices.obstructing(tree, view, np.random.default_rng(7), share, kind=kind)
         assert share <= devices.covered_share(found, tree, view) < 1
         assert all(d.moves == 0 for d in found)
+
+
+def test_nothing_that_hides_is_larger_than_what_there_is(trees: dict[Artery, Tree]) -> None:
+    """Cages are no wider than a vertebra's body, generators than the largest sold, rods not thick."""
+    view = view_of(trees["LCA"], -25, 25)
+    wide: dict[str, list[float]] = {}
+    for seed in range(6):
+        for kind in ("generator", "spinal plates"):
+            for d in devices.obstructing(trees["LCA"], view, np.random.default_rng(seed), 0.6, kind=kind):
+                sizes = [float(np.linalg.norm(p - p.mean(axis=0), axis=1).max()) * 2 for p in d.plates]
+                wide.setdefault(d.name, []).extend(sizes or [d.width_mm])
+    assert max(wide["vertebral cages"]) < 40  # corner to corner
+    assert max(wide["pulse generator"]) < 95
+    assert max(wide["spinal rods"]) < 7.5
 
 
 @pytest.mark.parametrize("share", [0.3, 0.6, 0.9])

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from angio_ray.phantom import anatomy, motion
-from angio_ray.phantom.carm import Floats
-from angio_ray.phantom.scene import Motion
+from angio_ray.phantom import anatomy, contrast, motion
+from angio_ray.phantom.carm import Floats, project
+from angio_ray.phantom.planning import PatientPlan, PhantomConfig, plan_patient, plan_scene
+from angio_ray.phantom.scene import QUALITY_GROUPS, Motion, Scene
 
 
 def still(count: int, *, contraction: Floats | None = None, phase: Floats | None = None) -> Motion:
@@ -121,14 +122,74 @@ def test_breath_stays_within_its_amplitude_and_runs_mostly_along_the_body() -> N
     assert not motion.breath(times, np.random.default_rng(0), amplitude_mm=0).any()
 
 
+def table(times: Floats, seed: int, *, reach_mm: float = np.inf, held_T: np.ndarray | None = None) -> Floats:
+    """A pan at 15 mm/s about towards the patient's left and feet, after which no shift of held frames is above a reach."""
+    held = np.arange(len(times)) == 0 if held_T is None else held_T
+
+    def kept(shift: Floats) -> bool:
+        return bool(np.linalg.norm(shift[held], axis=1).max() <= reach_mm)
+
+    along = np.array([1.0, 0.0, -1.0])
+    return motion.pan(times, np.random.default_rng(seed), speed_mm_s=15, along=along, held_T=held, kept=kept)
+
+
 def test_table_starts_and_stops_within_the_clip_at_the_stated_speed_and_level() -> None:
     times = np.arange(0, 6, 1 / 30)
+    ends = []
     for seed in range(20):
-        shift = motion.pan(times, np.random.default_rng(seed), speed_mm_s=15)
+        shift = table(times, seed)
         speed = np.linalg.norm(np.diff(shift, axis=0), axis=1) * 30
         assert shift[0] == pytest.approx([0, 0, 0])
         assert speed[0] < 0.5
         assert 10 < speed.max() < 31  # two moves may overlap
         assert not shift[:, 1].any()
         assert np.abs(np.diff(speed)).max() < 5  # no jerk
-    assert not motion.pan(times, np.random.default_rng(0), speed_mm_s=0).any()
+        assert np.linalg.norm(shift[-1]) < 50.1
+        ends.append(shift[-1] / np.linalg.norm(shift[-1]))
+    assert np.mean(ends, axis=0) @ [np.sqrt(0.5), 0, -np.sqrt(0.5)] > 0.6
+
+
+def test_table_stands_right_in_the_frames_that_matter_and_goes_no_farther_than_they_allow() -> None:
+    times = np.arange(0, 6, 1 / 30)
+    held = (times > 2.0) & (times < 4.0)
+    far = []
+    for seed in range(20):
+        shift = table(times, seed, reach_mm=6.0, held_T=held)
+        assert shift[held].mean(axis=0) == pytest.approx([0, 0, 0], abs=1e-9)
+        assert np.linalg.norm(shift[held], axis=1).max() <= 6.0
+        far.append(np.linalg.norm(shift[-1] - shift[0]))
+        np.testing.assert_array_equal(shift, table(times, seed, reach_mm=6.0, held_T=held))
+    assert max(far) > 20  # outside those frames it may
+
+
+@pytest.fixture(scope="module")
+def panning() -> list[tuple[PatientPlan, int, Scene]]:
+    """Clips of a few patients in which the table moves."""
+    plans = [plan_patient(PhantomConfig(patients=14, seed=4242, size=128), p) for p in range(14)]
+    scenes = [(plan, c, plan_scene(plan, c)) for plan in plans for c in range(len(plan.clips))]
+    return [(plan, c, scene) for plan, c, scene in scenes if scene.motion.pan_T3.any()]
+
+
+def test_a_pan_keeps_the_larger_vessels_in_the_field_while_they_are_full(
+    panning: list[tuple[PatientPlan, int, Scene]],
+) -> None:
+    ways = []
+    for plan, clip, _ in panning:
+        scene = plan_scene(plan, clip, "satisfactory")
+        assert scene.tree is not None
+        found = contrast.contrast_frames(contrast.curves(scene).filling_T)
+        begin, end = found["contrast_begin"], found["contrast_end"]
+        assert begin is not None
+        assert end is not None
+        larger = np.concatenate([v.points_N3 for v in scene.tree.vessels if v.radius_N[0] > 0.8])
+        xy, _ = project(motion.displace(larger, scene.motion)[begin : end + 1], scene.view)
+        assert ((xy >= 0) & (xy < scene.view.size)).all(axis=-1).mean(axis=1).min() > 0.85
+        ways.append(np.linalg.norm(np.ptp(scene.motion.pan_T3, axis=0)))
+    assert max(ways) > 25
+
+
+def test_every_counterfactual_keeps_the_pan(panning: list[tuple[PatientPlan, int, Scene]]) -> None:
+    for plan, clip, scene in panning[:2]:
+        for quality in QUALITY_GROUPS:
+            twin = plan_scene(plan, clip, quality)
+            np.testing.assert_array_equal(twin.motion.pan_T3, scene.motion.pan_T3)

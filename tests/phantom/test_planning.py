@@ -11,11 +11,12 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import StandardScaler
 
-from angio_ray.phantom import devices
+from angio_ray.phantom import contrast, devices
 from angio_ray.phantom.dicom_writer import sop_instance_uid
 from angio_ray.phantom.planning import HIDING_SHARE, PatientPlan, PhantomConfig, clip_facts, plan_patient, plan_scene
 from angio_ray.phantom.render import render
 from angio_ray.phantom.scene import QUALITY_GROUPS, UNSATISFACTORY, QualityClass, Scene
+from angio_ray.phantom.truth import THINNEST_IODINE
 
 SMALL = PhantomConfig(patients=60, seed=6, size=64, clips=(4, 4), unsatisfactory=0.5)
 
@@ -53,10 +54,45 @@ def test_every_class_occurs_and_the_share_is_as_asked(plans: list[PatientPlan]) 
 @pytest.mark.parametrize(
     ("quality", "least"),
     [("catheter_only", 3), ("puncture_check", 2), ("other_territory", 4), ("weak_contrast", 3), ("no_contrast", 2),
-     ("poor_engagement", 2), ("partial_recording", 4), ("graft", 2)],
+     ("poor_engagement", 3), ("partial_recording", 4), ("graft", 2), ("aorta", 3), ("ventricle", 3), ("foreign_object", 4)],
 )  # fmt: skip
 def test_a_class_comes_in_several_ways(plans: list[PatientPlan], quality: QualityClass, least: int) -> None:
     assert len({plan_scene(plan, 0, quality).detail for plan in plans[:24]}) >= least
+
+
+def test_a_branch_that_fills_alone_has_the_catheter_in_it(plans: list[PatientPlan]) -> None:
+    found = 0
+    for plan in plans:
+        scene = plan_scene(plan, 0, "poor_engagement")
+        if not scene.detail.endswith(" only"):
+            continue
+        found += 1
+        assert scene.tree is not None
+        assert scene.catheter is not None
+        branch = scene.detail.removesuffix(" only")
+        filled = [v for v in scene.tree.vessels if v.supply_N is None or v.supply_N.any()]
+        assert branch in {v.name for v in filled}
+        assert np.linalg.norm(scene.catheter.points_N3[-1] - scene.tree.vessel(branch).points_N3[0]) < 4
+        assert scene.injection.reflux_iodine == 0
+    assert found > 3
+
+
+def test_after_the_run_the_muscle_still_pales_and_no_vessel_is_filled(plans: list[PatientPlan]) -> None:
+    scenes = [plan_scene(plan, 0, "no_contrast") for plan in plans[:20]]
+    after = [contrast.curves(s) for s in scenes if s.detail == "after the run"]
+    assert len(after) > 3
+    assert all(c.filling_T.max() < contrast.FAINTEST_FILLING for c in after)
+    assert all(c.blush_T[0] > 0.2 and c.blush_T[0] > c.blush_T[-1] for c in after)
+    assert all(s.injection.iodine < THINNEST_IODINE for s in scenes)
+
+
+def test_noise_follows_the_dose_in_the_header(plans: list[PatientPlan]) -> None:
+    for plan in plans[:6]:
+        scene = plan_scene(plan, 0)
+        facts = clip_facts(plan, 0, scene)
+        dose = facts.tube_current_ma * facts.exposure_ms / 1000
+        noises = [d.noise for d in plan.detectors]
+        assert min(abs(scene.detector.noise * np.sqrt(dose / 3.9) - n) for n in noises) < 1e-6
 
 
 def test_header_and_length_say_nothing_about_the_class(scenes: list[tuple[PatientPlan, int, Scene]]) -> None:
@@ -73,7 +109,7 @@ def test_header_and_length_say_nothing_about_the_class(scenes: list[tuple[Patien
             [
                 len(scene.times_s), scene.times_s[1], facts.bits, facts.primary_deg, facts.secondary_deg,
                 facts.imager_pixel_spacing_mm, facts.source_to_patient_mm, facts.kvp, facts.use_frame_time_vector,
-                facts.cine_rate is None, facts.series_number,
+                facts.cine_rate is None, facts.series_number, facts.tube_current_ma, facts.exposure_ms,
             ]
         )  # fmt: skip
         target.append(scene.quality_class != "satisfactory")
@@ -136,8 +172,10 @@ def test_short_runs_come_in_both_classes_and_never_where_a_length_is_asked_for(
     short = {s.quality_class == "satisfactory" for _, _, s in scenes if len(s.times_s) < 60}
     assert short == {True, False}
     assert max(len(s.times_s) for _, _, s in scenes) <= 120
-    fixed = plan_patient(replace(SMALL, frames=(50, 50)), 1)
-    assert {len(plan_scene(fixed, c).times_s) for c in range(4)} == {50}
+    for frames in ((50, 50), (60, 90)):
+        asked = [plan_patient(replace(SMALL, frames=frames), p) for p in range(4)]
+        lengths = [len(plan_scene(plan, c).times_s) for plan in asked for c in range(4)]
+        assert frames[0] <= min(lengths) <= max(lengths) <= frames[1]
 
 
 def test_contrast_of_satisfactory_clips_comes_after_a_while_but_in_time(
@@ -147,6 +185,7 @@ def test_contrast_of_satisfactory_clips_comes_after_a_while_but_in_time(
     starts = np.array([s.injection.start_s for s in good])
     assert 0.02 < (starts < 0).mean() < 0.25  # the recording began after the injection
     assert (starts[starts >= 0] <= 2.0).all()
+    assert (starts[starts > 0] >= 0.3).all()
     assert all(s.injection.start_s < 0.35 * (len(s.times_s) / 7) for s in good if s.injection.start_s > 0)
 
 
@@ -178,14 +217,19 @@ def test_an_unseen_site_has_what_the_other_never_shows() -> None:
     assert not unseen[2] & seen[2]
 
 
-def test_two_sets_of_one_seed_share_no_patient_and_no_clip() -> None:
+def test_two_sets_of_one_seed_show_the_same_people_and_share_no_clip() -> None:
     configs = [SMALL, replace(SMALL, size=128), replace(SMALL, protocol="calcium"), replace(SMALL, site="unseen")]
     found = [plan_patient(config, 0) for config in configs]
-    assert len({plan.patient_id for plan in found}) == 4
+    ids = [plan.patient_id for plan in found]
+    assert ids[0] == ids[1] == ids[2] == "PHANTOM-6-00000"
+    assert ids[3] == "PHANTOM-6-unseen-00000"
     assert len({sop_instance_uid(clip_facts(plan, 0, plan_scene(plan, 0))) for plan in found}) == 4
-    assert plan_patient(replace(SMALL, patients=9, twins=("aorta",)), 0).patient_id == found[0].patient_id
+    studies = {clip_facts(plan, 0, plan_scene(plan, 0)).study_key for plan in found}
+    assert len(studies) == 4
     trees = [plan.trees["LCA"].vessels[0].points_N3 for plan in found]
-    np.testing.assert_array_equal(trees[0], trees[1])
+    for i in (1, 2):
+        np.testing.assert_array_equal(trees[0], trees[i])
+        assert (found[i].female, found[i].heart_period_s) == (found[0].female, found[0].heart_period_s)
     assert not np.array_equal(trees[0], trees[3])  # other people at another site
 
 

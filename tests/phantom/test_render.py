@@ -9,7 +9,7 @@ import pytest
 
 from angio_ray.phantom.anatomy import Calcification, Tree
 from angio_ray.phantom.contrast import contrast_frames
-from angio_ray.phantom.render import mouth, render
+from angio_ray.phantom.render import render
 from angio_ray.phantom.scene import Chamber, Device, Motion, Rendered, Scene
 from tests.phantom import stage
 
@@ -188,15 +188,6 @@ def test_reflux_and_blush_darken_where_no_vessel_is() -> None:
     late = darker(stained).mean(axis=(1, 2))
     assert late.max() > 1
     assert late.argmax() > 25
-
-
-def test_a_branch_counts_what_it_shares_with_its_parent_once() -> None:
-    main, branch = stage.tree().vessels
-    open_N = mouth(branch, [main])
-    assert open_N[0] == 0
-    assert (np.diff(open_N) >= 0).all()
-    assert open_N[5:].min() == 1  # 3.75 mm on, clear of a lumen 1.5 mm wide on each side
-    assert mouth(main, []).min() == 1
 
 
 @pytest.mark.parametrize("bits", [8, 10, 12])

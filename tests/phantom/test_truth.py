@@ -219,6 +219,19 @@ def test_a_row_of_another_part_of_the_body_claims_no_coronary_artery() -> None:
     )
 
 
+def test_an_aortogram_with_a_trace_of_the_coronary_names_no_artery() -> None:
+    row = row_of(scene_of(quality_class="aorta", detail="root"))
+    assert [row[name] for name in ("artery", "dominance", "artery_percent")] == [None] * 3
+
+
+def test_vessels_with_too_little_contrast_to_be_seen_are_in_no_mask() -> None:
+    scene = scene_of()
+    faint = replace(scene, injection=replace(scene.injection, iodine=truth.THINNEST_IODINE / 2))
+    rendered = rendered_of(scene)
+    assert truth.read(truth.side_file(scene, rendered, ())).vessel_mask().any()
+    assert not truth.read(truth.side_file(faint, rendered, ())).vessel_mask().any()
+
+
 def test_a_side_file_gives_back_masks_boxes_and_the_hearts_cycle(tmp_path: Path) -> None:
     scene = scene_of()
     rendered = rendered_of(scene)
