@@ -38,6 +38,11 @@ PAPER_FIGURES = ("auc", "accuracy", "precision", "sensitivity", "specificity", "
 MOST_VALUES = 12
 """Values of a header fact that get a subgroup of their own, those with most clips; the others are one: OTHER."""
 OTHER = "other values"
+_FEW_ROWS = 50
+"""Fewer rows in a bin than these leave its share of positives uncertain by 0.14 and more (two standard errors at a half)."""
+
+UNCHECKED = "its bundle names no training patients, so none could be marked in-sample"
+"""What to know of figures of a model that does not say whom it has seen."""
 
 Facts = Mapping[str, Mapping[str, str | None]]
 """Name of a header fact -> clip_id -> its value; a clip that is missing has none."""
@@ -59,7 +64,9 @@ class Assessment:
     calibration_intervals: Mapping[str, Interval]
     decision: DecisionCurve
     subgroups: Mapping[str, tuple[Subgroup, ...]]
-    """Header fact -> its values' figures; facts that have one value only are left out."""
+    """Header fact -> its values' figures, of facts with several values."""
+    one_value: Mapping[str, str | None]
+    """Header facts that are the same on all rows -> their value, None where it is not known."""
     num_patients: int
     num_in_sample: int
     """Rows left out since the model (or its threshold) has seen the patient."""
@@ -68,6 +75,8 @@ class Assessment:
     model_domain: str | None
     unscored: Mapping[str, int]
     """Labelled clips without a score, by why; they are in no figure."""
+    notes: tuple[str, ...] = ()
+    """What to know of all its figures, such as UNCHECKED."""
 
 
 def assess(
@@ -76,6 +85,7 @@ def assess(
     title: str,
     facts: Facts | None = None,
     unscored: Mapping[str, int] | None = None,
+    notes: Sequence[str] = (),
     resamples: int = RESAMPLES,
     seed: int = 0,
 ) -> Assessment:
@@ -96,6 +106,7 @@ def assess(
         raise ValueError(f"{title}: {held_out['threshold'].null_count:,} rows have no operating threshold")
     target, probability, patients, threshold = _columns(held_out)
     draws = {"resamples": resamples, "seed": seed}
+    subgroups, one_value = _subgroups(held_out, facts or {}, resamples, seed)
     folds = None
     if held_out["fold"].null_count == 0:
         folds = folds_summary(
@@ -119,12 +130,22 @@ def assess(
             target, probability, patients, threshold=threshold, figures=CALIBRATION_FIGURES, **draws
         ),
         decision=decision_curve(target, probability),
-        subgroups=_subgroups(held_out, facts or {}, resamples, seed),
+        subgroups=subgroups,
+        one_value=one_value,
         num_patients=len(set(patients)),
         num_in_sample=int(marks.sum()),
         data_domain=_domain(held_out["synthetic"].to_pylist()),
         model_domain=_one(rows["model_domain"].to_pylist()),
         unscored=dict(unscored or {}),
+        notes=tuple(notes),
+    )
+
+
+def selected_labels(reviewed: int, total: int) -> str:
+    """What to know where labels come from `review`."""
+    return (
+        f"{reviewed:,} of {total:,} labels are from review sheets, which hold clips chosen by gate and threshold: "
+        "a selected sample, no estimate for all clips"
     )
 
 
@@ -168,18 +189,22 @@ def _thresholds(rows: pa.Table) -> np.ndarray:
     return np.array(rows["threshold"].to_pylist(), float)
 
 
-def _subgroups(rows: pa.Table, facts: Facts, resamples: int, seed: int) -> dict[str, tuple[Subgroup, ...]]:
+def _subgroups(
+    rows: pa.Table, facts: Facts, resamples: int, seed: int
+) -> tuple[dict[str, tuple[Subgroup, ...]], dict[str, str | None]]:
     target, probability, patients, threshold = _columns(rows)
     found = {}
+    one_value: dict[str, str | None] = {}
     for fact, values in facts.items():
         of_rows = [values.get(clip_id) for clip_id in rows["clip_id"].to_pylist()]
         counted = Counter(value for value in of_rows if value is not None).most_common()
         if len({*of_rows}) < 2:
+            one_value[fact] = of_rows[0]
             continue
         rare = {value for value, _ in counted[MOST_VALUES - 1 :]} if len(counted) > MOST_VALUES else set()
         named = [OTHER if value in rare else value for value in of_rows]
         found[fact] = by_subgroup(target, probability, patients, threshold, named, resamples=resamples, seed=seed)
-    return found
+    return found, one_value
 
 
 def _domain(synthetic: Sequence[bool | None]) -> str:
@@ -196,20 +221,23 @@ def _one(values: Sequence[str | None]) -> str | None:
 
 
 def print_assessments(found: Sequence[Assessment], console: Console) -> None:
-    """The paper's table, one line a model (and one of its folds), and below it what each model's clips were."""
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for name in ("", "AUC", "accuracy", "precision", "sensitivity", "specificity", "F1"):
-        table.add_column(name, overflow="fold")
-    for one in found:
-        table.add_row(Text(one.title), *(_figure(one, name) for name in PAPER_FIGURES))
+    """The paper's table for each model, at 80 columns, and below it what each model's clips were."""
+    for number, one in enumerate(found):
+        console.print(Text(one.title, style="bold"), soft_wrap=True)
+        table = Table(box=None, padding=(0, 1, 0, 0), show_header=number == 0)
+        table.add_column("", width=7)
+        for name in ("AUC", "accuracy", "precision", "sensitivity", "specificity", "F1"):
+            table.add_column(name, width=11, no_wrap=True)
+        values = one.metrics.figures()
+        table.add_row("", *("-" if values[name] is None else f"{values[name]:.3f}" for name in PAPER_FIGURES))
+        table.add_row("95 %", *(_limits(one.intervals.get(name)) for name in PAPER_FIGURES))
         if one.folds is not None and len(one.folds.folds) > 1:
             means = [one.folds.mean_of_folds[name] for name in PAPER_FIGURES]
-            cells = (
-                "-" if m.mean is None else f"{m.mean:.3f}" + ("" if m.sd is None else f" ± {m.sd:.3f}") for m in means
-            )
-            table.add_row(f"  mean ± sd of {len(one.folds.folds)} folds", *cells)
-    console.print(table)
-    console.print("(95 % intervals; positive: unsatisfactory)", style="dim")
+            table.add_row("folds", *("-" if m.mean is None else f"{m.mean:.3f}" for m in means))
+            table.add_row("", *("" if m.sd is None else f"± {m.sd:.3f}" for m in means))
+        console.print(table)
+    folds = "; folds: mean ± sd" if any(one.folds and len(one.folds.folds) > 1 for one in found) else ""
+    console.print(f"(95 %: intervals{folds}; positive: unsatisfactory)", style="dim")
     for one in found:
         console.print()
         for line in _lines(one):
@@ -219,9 +247,8 @@ def print_assessments(found: Sequence[Assessment], console: Console) -> None:
 
 def print_comparison(a: str, b: str, found: PairedComparison, console: Console) -> None:
     """B less A, figure by figure, and McNemar's test."""
-    console.print(
-        f"\n{b} less {a}, on the {found.num_rows:,} clips of {found.num_patients:,} patients that both held out"
-    )
+    clips = f"{counted(found.num_rows, 'clip')} of {counted(found.num_patients, 'patient')}"
+    console.print(f"\n{b} less {a}, on the {clips} that both held out", soft_wrap=True)
     table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
     for name in ("", "difference", "95 % interval", "p"):
         table.add_column(name)
@@ -235,17 +262,15 @@ def print_comparison(a: str, b: str, found: PairedComparison, console: Console) 
     chance = test.p_exact if test.independent else test.p_clustered
     told = f"McNemar: right in {a} only {test.only_a_right:,}, in {b} only {test.only_b_right:,}"
     console.print(
-        f"{told}, p {'-' if chance is None else f'{chance:.3g}'}" + ("" if test.independent else " (by patients)")
+        f"{told}, p {'-' if chance is None else f'{chance:.3g}'}" + ("" if test.independent else " (by patients)"),
+        soft_wrap=True,
     )
 
 
-def _figure(one: Assessment, name: str) -> str:
-    value, limits = one.metrics.figures()[name], one.intervals.get(name)
-    if value is None:
-        return "-"
-    if limits is None or limits.low is None or limits.high is None:
-        return f"{value:.3f}"
-    return f"{value:.3f} ({limits.low:.3f}-{limits.high:.3f})"
+def _limits(found: Interval | None, digits: int = 3) -> str:
+    if found is None or found.low is None or found.high is None:
+        return ""
+    return f"{found.low:.{digits}f}-{found.high:.{digits}f}"
 
 
 def _lines(one: Assessment) -> list[str]:
@@ -254,7 +279,7 @@ def _lines(one: Assessment) -> list[str]:
         one.data_domain, "clips, some synthetic,"
     )
     lines = [
-        f"{one.title}: {m.num_rows:,} {clips} of {one.num_patients:,} patients, {m.num_positive:,} unsatisfactory"
+        f"{one.title}: {m.num_rows:,} {clips} of {counted(one.num_patients, 'patient')}, {m.num_positive:,} unsatisfactory"
         + (f"; model trained on {one.model_domain}" if one.model_domain else ""),
         f"  unsatisfactory found {counts.true_positive:,}, missed {counts.false_negative:,}; "
         f"satisfactory kept {counts.true_negative:,}, wrongly excluded {counts.false_positive:,}"
@@ -269,14 +294,15 @@ def _lines(one: Assessment) -> list[str]:
                 f"  {one.folds.num_patients_in_several_folds:,} patients are in several folds: no estimate for new patients"
             )
         if mean.mean is not None and m.auc is not None:
-            lines.append(f"  AUC pooled {m.auc:.3f}, mean of {mean.num_folds} folds {mean.mean:.3f}")
+            lines.append(f"  AUC pooled {m.auc:.3f}, mean of {counted(mean.num_folds, 'fold')} {mean.mean:.3f}")
     c = one.calibration
-    parts = [f"ECE {c.ece:.3f}"] if c.ece is not None else []
+    parts = [f"ECE {c.ece:.3f} ({bins_words(c)})"] if c.ece is not None else []
     parts += [f"{name.split('_')[1]} {_with_limits(one.calibration_intervals[name])}" for name in CALIBRATION_FIGURES]
     if m.brier is not None:
         lines.append(f"  Brier {m.brier:.3f}; calibration: {', '.join(parts)}")
     notes = Counter(found.note for found in one.intervals.values() if found.note)
     lines += [f"  {note}" for note, _ in notes.most_common(2)]
+    lines += [f"  {note}" for note in one.notes]
     if one.num_in_sample:
         lines.append(
             f"  in-sample rows kept out: {one.num_in_sample:,} (patients that the model or its threshold has seen)"
@@ -288,26 +314,44 @@ def _lines(one: Assessment) -> list[str]:
 
 
 def _print_subgroups(one: Assessment, console: Console) -> None:
+    if one.one_value:
+        told = ", ".join(f"{fact} ({value or 'not known'})" for fact, value in one.one_value.items())
+        console.print(Text(f"  one value only: {told}"), soft_wrap=True)
     if not one.subgroups:
         return
-    table = Table(box=None, padding=(0, 2, 0, 0), header_style="bold")
-    for name in ("  subgroup", "", "clips", "patients", "unsat.", "AUC", "sensitivity", "specificity", "excluded"):
-        table.add_column(
-            name, justify="left" if name in ("  subgroup", "", "AUC", "sensitivity", "specificity") else "right"
-        )
+    table = Table(box=None, padding=(0, 1, 0, 0), header_style="bold")
+    table.add_column("subgroup", width=20, overflow="fold")
+    for name in ("clips", "pat.", "unsat."):
+        table.add_column(name, justify="right", no_wrap=True)
+    for name in ("AUC", "sens.", "spec."):
+        table.add_column(name, width=9, no_wrap=True)
+    table.add_column("excl.", justify="right", no_wrap=True)
     for fact, groups in one.subgroups.items():
-        for number, group in enumerate(groups):
+        table.add_row(fact)
+        for group in groups:
             m = group.metrics
+            estimates = [group.intervals[name] for name in ("auc", "sensitivity", "specificity")]
             table.add_row(
-                f"  {fact}" if number == 0 else "",
-                Text(group.value or "not known"),
+                Text(f"  {group.value or 'not known'}"),
                 f"{m.num_rows:,}",
                 f"{group.num_patients:,}",
                 f"{m.num_positive:,}",
-                *(_with_limits(group.intervals[name]) for name in ("auc", "sensitivity", "specificity")),
+                *("-" if e.estimate is None else f"{e.estimate:.2f}\n{_limits(e, 2)}".rstrip() for e in estimates),
                 _percent(m.confusion.positive_rate),
             )
     console.print(table)
+
+
+def counted(number: int, one: str, several: str | None = None) -> str:
+    """1 patient, 2 patients."""
+    return f"{number:,} {one if number == 1 else several or one + 's'}"
+
+
+def bins_words(found: Calibration) -> str:
+    """In how many bins an ECE was taken, and how far that goes."""
+    rows = sum(one.num_rows for one in found.bins) // max(len(found.bins), 1)
+    rough = ": rough" if rows < _FEW_ROWS else ""
+    return f"{counted(len(found.bins), 'bin')} of about {counted(rows, 'clip')}{rough}"
 
 
 def _with_limits(found: Interval) -> str:

@@ -1,6 +1,6 @@
 """The patient-clustered bootstrap: patients are drawn with replacement, each with all of their rows.
 
-    Rows -> figures(weights) for many draws at once -> percentile
+    Rows -> figures(weights) for many draws at once -> logit_interval, difference_interval
 
 Rows of one patient resemble one another, so resampling rows makes intervals too narrow. A draw is a row of whole-number
 weights, one for each patient; every figure here is a function of such weights, vectorised over the draws, and
@@ -15,13 +15,14 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
+from scipy.special import expit, logit
 from scipy.stats import norm, t
 
 from angio_ray.evaluation.metrics import Bools, Floats, called_positive, checked_rows
 
 RESAMPLES = 2000
 FEW_PATIENTS = 20
-"""Below these, intervals that resample patients cover less than they say (measured: 0.95 for 20 and more, 0.87-0.93 for 8)."""
+"""Below these, intervals that resample patients are marked as rough."""
 CHUNK = 100_000
 """Weights of rows held at once: 0.8 MB an array, which stays in the processor's cache."""
 
@@ -90,11 +91,57 @@ def resample(
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
 
+def logit_interval(
+    estimate: float, values_R: Floats, degrees: int, num_patients: int, level: float = 0.95
+) -> tuple[float, float, int] | None:
+    """(low, high, undefined draws) of a figure in 0..1; None where under half of the draws are defined, or none differs.
+
+    The draws' standard error on the logit scale (delta method) times Student's t of `degrees`: patients of the rarer class
+    less one. Near 1 the draws pile up below a bound that they cannot reach, so their percentiles are too narrow where models
+    are good and unsatisfactory clips few: for an AUC of 0.96, 14 % positive and 7 clips a patient, percentiles cover it in
+    0.86, 0.88, 0.90 and 0.95 of studies of 20, 30, 60 and 300 patients, this in 0.95, 0.92, 0.94 and 0.95 (500 studies each,
+    200 of 300 patients; sensitivity 0.97 to 0.98).
+    """
+    error = _standard_error(values_R, num_patients)
+    if not error or not 0 < estimate < 1:
+        return None
+    half = float(t.isf((1 - level) / 2, max(degrees, 1))) * error / (estimate * (1 - estimate))
+    low, high = expit(logit(estimate) + np.array([-half, half]))
+    return float(low), float(high), int((~np.isfinite(values_R)).sum())
+
+
+def difference_interval(
+    estimate: float, values_R: Floats, degrees: int, num_patients: int, level: float = 0.95
+) -> tuple[float, float, float] | None:
+    """(low, high, two-sided p-value of 0) of a difference, by Student's t as `logit_interval` but on its own scale.
+
+    None where under half of the draws are defined, or none differs from a difference that is not 0. Where `logit_interval`
+    was measured, it covers the difference of two AUCs in 0.94, 0.92 and 0.95 of studies of 20, 30 and 60 patients, that of
+    two sensitivities in 0.91, 0.92 and 0.94 (percentiles: 0.84, 0.89, 0.92).
+    """
+    error = _standard_error(values_R, num_patients)
+    if error is None or (error == 0 and estimate):
+        return None
+    degrees = max(degrees, 1)
+    half = float(t.isf((1 - level) / 2, degrees)) * error
+    return estimate - half, estimate + half, float(2 * t.sf(abs(estimate) / error, degrees)) if error else 1.0
+
+
+def _standard_error(values_R: Floats, num_patients: int) -> float | None:
+    """Of the draws that are defined, with the n - 1 of the variance; None for under half of them, or one patient."""
+    defined = values_R[np.isfinite(values_R)]
+    if 2 * defined.size < values_R.size or not defined.size or num_patients < 2:
+        return None
+    error = float(defined.std()) * (num_patients / (num_patients - 1)) ** 0.5
+    return error if error > 1e-12 else 0.0
+
+
 def percentile(values_R: Floats, num_patients: int, level: float = 0.95) -> tuple[float, float, int] | None:
     """(low, high, undefined draws) of the percentile interval; None where under half of the draws are defined.
 
     Percentile intervals of few patients are too narrow. Hesterberg 2015 (The American Statistician 69:371) takes wider
     percentiles, as Student's t and the n - 1 of the variance would: 0.6 % and 99.4 % for 8 patients, 2.3 % for 100.
+    For a kappa; figures in 0..1 get `logit_interval`.
     """
     defined = values_R[np.isfinite(values_R)]
     if 2 * defined.size < values_R.size or not defined.size or num_patients < 2:
@@ -102,17 +149,6 @@ def percentile(values_R: Floats, num_patients: int, level: float = 0.95) -> tupl
     tail = norm.sf((num_patients / (num_patients - 1)) ** 0.5 * t.isf((1 - level) / 2, num_patients - 1))
     low, high = np.quantile(defined, [tail, 1 - tail])
     return float(low), float(high), int(values_R.size - defined.size)
-
-
-def no_difference(values_R: Floats, num_patients: int) -> float:
-    """Two-sided p-value of 0 from draws of a difference: 1 - level of the widest `percentile` that leaves 0 out.
-
-    Never below what one draw in R + 1 beyond 0 would give. `values_R` must have a finite value, and there be two patients.
-    """
-    defined = values_R[np.isfinite(values_R)]
-    beyond = min((defined <= 1e-12).sum(), (defined >= -1e-12).sum())
-    share = min(0.5, (float(beyond) + 1) / (defined.size + 1))
-    return float(2 * t.sf(norm.isf(share) * ((num_patients - 1) / num_patients) ** 0.5, num_patients - 1))
 
 
 def weighted_figures(rows: Rows, names: Sequence[str] = WEIGHTED_FIGURES) -> Weighted:
@@ -146,6 +182,12 @@ def weighted_figures(rows: Rows, names: Sequence[str] = WEIGHTED_FIGURES) -> Wei
         return {name: found[name] for name in names}
 
     return figures
+
+
+def rarer_patients(rows: Rows) -> int:
+    """Patients with a row of the class that fewer patients have; all of them where there is one class."""
+    counts = [len(np.unique(rows.patient_N[rows.target_N == side])) for side in (False, True)]
+    return min((count for count in counts if count), default=0)
 
 
 def divided(part_B: Floats, whole_B: Floats) -> Floats:

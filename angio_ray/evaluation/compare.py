@@ -229,7 +229,7 @@ def draw(found: Comparison, path: Path) -> None:
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
-    from matplotlib.ticker import ScalarFormatter
+    from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
     if found.differences is None:
         raise ValueError("no clip is scored in both runs")
@@ -249,6 +249,7 @@ def draw(found: Comparison, path: Path) -> None:
         title=f"largest difference {found.differences.max_absolute:.4f}",
     )
     histogram.yaxis.set_major_formatter(ScalarFormatter())
+    histogram.xaxis.set_major_locator(MaxNLocator(5))  # small differences have long numbers
     histogram.legend(loc="upper right")
     try:
         figure.savefig(path, dpi=120, format="png")

@@ -48,7 +48,7 @@ class Curve:
     @property
     def dash(self) -> tuple[int, ...]:
         """Lengths in pt of stroke and gap; empty: a whole line."""
-        return _DASHES[self.number % len(_DASHES)]
+        return _DASHES[(self.number + self.number // len(_COLOURS)) % len(_DASHES)]
 
 
 def roc(curves: Sequence[Curve]) -> str | None:

@@ -3,7 +3,7 @@
     intervals -> name -> Interval, each saying how it was made
 
 Where each patient has one clip the rows are independent, and the area under the ROC curve gets DeLong's interval, a
-proportion Wilson's. Else, and for what has no such form, patients are resampled (`bootstrap`).
+proportion Wilson's. Else, and for what has no such form, patients are resampled (`bootstrap.logit_interval`).
 Shapes: N rows, M models, P patients.
 """
 
@@ -25,7 +25,8 @@ from angio_ray.evaluation.bootstrap import (
     VERDICT_FIGURES,
     Rows,
     grouped_rows,
-    percentile,
+    logit_interval,
+    rarer_patients,
     resample,
     weighted_figures,
 )
@@ -33,7 +34,7 @@ from angio_ray.evaluation.metrics import Bools, Floats, binary_metrics, checked_
 
 Method = Literal["delong", "wilson", "wilson_patients", "clustered_bootstrap", "clustered_sandwich"]
 
-FEW_NOTE = f"fewer than {FEW_PATIENTS} patients: the interval is rather too narrow"
+FEW_NOTE = f"fewer than {FEW_PATIENTS} patients: the interval is rough"
 
 DEFAULT_FIGURES = ("auc", "average_precision", "brier", *VERDICT_FIGURES)
 CALIBRATION_FIGURES = ("calibration_slope", "calibration_intercept")
@@ -126,13 +127,14 @@ def intervals(
         weighted = weighted_figures(rows, resampled)
         draws = resample(weighted, rows.num_patients, rows.target_N.size, resamples=resamples, seed=seed)
     found = {}
+    degrees = rarer_patients(rows) - 1
     for name in figures:
         if name in CALIBRATION_FIGURES:
             found[name] = _sandwich(rows, name, level)
         elif (estimate := estimates[name]) is None:
             found[name] = _without(None, "undefined on these rows", level, rows)
         elif name in draws:
-            found[name] = _percentile(rows, name, estimate, draws[name], level, resamples)
+            found[name] = _resampled(rows, name, estimate, draws[name], degrees, level)
         elif by_patient or rows.num_patients < 2:
             found[name] = _without(estimate, "one patient", level, rows)
         elif name == "auc":
@@ -255,15 +257,16 @@ def _without(estimate: float | None, note: str, level: float, rows: Rows) -> Int
     )
 
 
-def _percentile(rows: Rows, name: str, estimate: float, values_R: Floats, level: float, resamples: int) -> Interval:
-    limits = percentile(values_R, rows.num_patients, level)
-    if limits is None:
+def _resampled(rows: Rows, name: str, estimate: float, values_R: Floats, degrees: int, level: float) -> Interval:
+    defined = values_R[np.isfinite(values_R)]
+    if 2 * defined.size < values_R.size:
         return _without(estimate, "undefined in most draws", level, rows)
-    low, high, undefined = limits
-    if low == high:
+    limits = logit_interval(estimate, values_R, degrees, rows.num_patients, level)
+    if limits is None:
         if name in _SHARES:
             return _patient_wilson(rows, name, estimate, level)
         return _without(estimate, "no draw differs: too few rows, or classes that do not overlap", level, rows)
+    low, high, undefined = limits
     return Interval(
         estimate=estimate,
         low=low,
@@ -271,7 +274,7 @@ def _percentile(rows: Rows, name: str, estimate: float, values_R: Floats, level:
         level=level,
         method="clustered_bootstrap",
         num_patients=rows.num_patients,
-        resamples=resamples,
+        resamples=values_R.size,
         undefined_draws=undefined,
         note=FEW_NOTE if rows.num_patients < FEW_PATIENTS else None,
     )

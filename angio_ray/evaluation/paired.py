@@ -20,10 +20,10 @@ from angio_ray.evaluation.bootstrap import (
     FEW_PATIENTS,
     RESAMPLES,
     VERDICT_FIGURES,
+    difference_interval,
     grouped_rows,
-    no_difference,
     number_patients,
-    percentile,
+    rarer_patients,
     resample,
     weighted_figures,
 )
@@ -96,12 +96,13 @@ def compare_models(
     num_patients, num_rows = rows_a.num_patients, rows_a.target_N.size
     draws = resample(difference, num_patients, num_rows, resamples=resamples, seed=seed) if num_patients > 1 else {}
     found = {}
+    degrees = rarer_patients(rows_a) - 1
     for name in figures:
         if name in by_delong:
             found[name] = delong_difference(rows_a.target_N, rows_a.probability_N, rows_b.probability_N, level=level)
         else:
             found[name] = _difference(
-                metrics_a.figures()[name], metrics_b.figures()[name], draws.get(name), num_patients, level
+                metrics_a.figures()[name], metrics_b.figures()[name], draws.get(name), degrees, num_patients, level
             )
     return PairedComparison(
         num_rows=num_rows,
@@ -141,23 +142,22 @@ def mcnemar(right_a_N: ArrayLike, right_b_N: ArrayLike, patients_N: ArrayLike) -
 
 
 def _difference(
-    a: float | None, b: float | None, values_R: Floats | None, num_patients: int, level: float
+    a: float | None, b: float | None, values_R: Floats | None, degrees: int, num_patients: int, level: float
 ) -> Difference:
     if a is None or b is None:
         return Difference(level=level, note="undefined on these rows")
     if values_R is None:
         return Difference(estimate=b - a, level=level, note="one patient")
-    limits = percentile(values_R, num_patients, level)
+    limits = difference_interval(b - a, values_R, degrees, num_patients, level)
     if limits is None:
-        return Difference(estimate=b - a, level=level, note="undefined in most draws")
-    low, high, _ = limits
-    if low == high and b != a:
-        return Difference(estimate=b - a, level=level, note="no draw differs")
+        few = 2 * np.isfinite(values_R).sum() < values_R.size
+        return Difference(estimate=b - a, level=level, note="undefined in most draws" if few else "no draw differs")
+    low, high, p_value = limits
     return Difference(
         estimate=b - a,
         low=low,
         high=high,
-        p_value=no_difference(values_R, num_patients),
+        p_value=p_value,
         level=level,
         method="clustered_bootstrap",
         note=FEW_NOTE if num_patients < FEW_PATIENTS else None,

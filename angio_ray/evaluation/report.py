@@ -9,6 +9,7 @@ identifier enters the page, and it loads nothing. Knows no models and no pixels:
 from __future__ import annotations
 
 import base64
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
@@ -16,13 +17,14 @@ from importlib.resources import files
 from typing import Any, Literal
 
 import numpy as np
+import pyarrow.compute as pc
 from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 
 from angio_ray.evaluation import figures, paper
-from angio_ray.evaluation.assess import PAPER_FIGURES, Assessment
+from angio_ray.evaluation.assess import PAPER_FIGURES, Assessment, bins_words, counted
 from angio_ray.evaluation.intervals import Interval
-from angio_ray.evaluation.metrics import Confusion, called_positive
+from angio_ray.evaluation.metrics import Confusion, calibration, called_positive
 from angio_ray.evaluation.report_data import ModelOnSet, RunFacts
 
 Outcome = Literal["found", "missed", "kept", "wrongly excluded"]
@@ -51,7 +53,7 @@ _METHODS = {
     "delong": "DeLong (each patient has one clip)",
     "wilson": "Wilson (each patient has one clip)",
     "wilson_patients": "Wilson over patients",
-    "clustered_bootstrap": "bootstrap that resamples patients, percentiles",
+    "clustered_bootstrap": "bootstrap that resamples patients: its standard error on the logit scale, Student's t",
     "clustered_sandwich": "sandwich estimate clustered by patient",
 }
 
@@ -94,6 +96,8 @@ class Report:
     examples: Sequence[Example] = ()
     examples_note: str | None = None
     """Why there are no examples."""
+    weights: Mapping[str, frozenset[str]] = field(default_factory=dict)
+    """Digest of a bundle -> SHA-256 of its weight files, of the bundles that could be found."""
     costs: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
     """Of each net: net, params_m, gmac, ms_per_clip, frames_per_s, backend, and the paper's (paper_...)."""
 
@@ -153,15 +157,16 @@ def render(report: Report) -> str:
         style=Markup(_text("report_page.css")),
         domains=[_domain_words(domain) for domain in domains],
         glance=[_glance(one, names[id(one)]) for one in models],
+        overview=_overview(models, names),
         sets=[_set_section(kind, data, mine, names) for (kind, data), mine in sets.items()],
-        drop=_drop(models, names),
+        drop=_drop(models, names, report.weights),
         comparisons=_comparisons(report.stored),
         subgroups=_subgroups(report.stored),
         training=_training(report.stored),
         unscored=_unscored(report.stored),
         examples=_examples(report.examples),
         examples_note=report.examples_note,
-        runs=[_run(run) for run in report.runs],
+        runs=[_run(run, report.code_version) for run in report.runs],
         costs=_costs(report.costs),
         notes=list(report.notes),
         methods=_methods(models),
@@ -181,8 +186,24 @@ def _glance(one: ModelOnSet, name: str) -> dict[str, Any]:
         "value": _number(found.metrics.auc),
         "limits": _limits(found.intervals.get("auc")),
         "data": _data_words(one),
-        "clips": f"{found.metrics.num_rows:,} clips of {found.num_patients:,} patients, {_domain_words(found.data_domain)}",
+        "clips": f"{counted(found.metrics.num_rows, 'clip')} of {counted(found.num_patients, 'patient')}, "
+        + _domain_words(found.data_domain),
     }
+
+
+def _overview(models: Sequence[ModelOnSet], names: Mapping[int, str]) -> dict[str, Any] | None:
+    """The ROC of every model on the clips that its own folds left out, in one figure; None where there are not two."""
+    mine = [one for one in models if one.kind == "folds"]
+    if len(mine) < 2:
+        return None
+    said = [f"folds {one.data}, {counted(one.assessment.metrics.num_rows, 'clip')}" for one in mine]
+    curves = [_curve(one.assessment, f"{names[id(one)]}: {said[i]}", i) for i, one in enumerate(mine)]
+    svg = figures.roc(curves)
+    return {"key": _key(curves), "svg": Markup(svg) if svg else None}
+
+
+def _key(curves: Sequence[figures.Curve]) -> list[dict[str, str]]:
+    return [{"name": c.name, "colour": c.colour, "dash": " ".join(map(str, c.dash))} for c in curves]
 
 
 def _set_section(kind: str, data: str, models: Sequence[ModelOnSet], names: Mapping[int, str]) -> dict[str, Any]:
@@ -208,7 +229,7 @@ def _set_section(kind: str, data: str, models: Sequence[ModelOnSet], names: Mapp
         "id": f"set-{kind}-{data}",
         "title": f"Left-out clips of the folds {data}" if kind == "folds" else f"Set {data}",
         "facts": [_set_facts(one, names[id(one)]) for one in models],
-        "key": [{"name": c.name, "colour": c.colour, "dash": " ".join(map(str, c.dash))} for c in curves],
+        "key": _key(curves),
         "figures": [
             {"title": title, "svg": Markup(svg) if svg else None, "caption": captions[title]}
             for title, svg in drawn.items()
@@ -227,7 +248,7 @@ def _set_facts(one: ModelOnSet, name: str) -> str:
     found = one.assessment
     m = found.metrics
     parts = [
-        f"{name} ({one.source}): {m.num_rows:,} {_domain_words(found.data_domain)} of {found.num_patients:,} patients, "
+        f"{name} ({one.source}): {m.num_rows:,} {_domain_words(found.data_domain)} of {counted(found.num_patients, 'patient')}, "
         f"{m.num_positive:,} unsatisfactory ({_percent(m.confusion.prevalence)})",
         f"trained on {_domain_words(found.model_domain)}" if found.model_domain else "",
         f"operating threshold {_thresholds(found)}",
@@ -243,6 +264,7 @@ def _set_facts(one: ModelOnSet, name: str) -> str:
     for figure, interval in found.intervals.items():
         if interval.note:
             noted.setdefault(interval.note, []).append(_HEADS.get(figure, figure.replace("_", " ")))
+    parts += found.notes
     parts += [note if len(of) == len(found.intervals) else f"{', '.join(of)}: {note}" for note, of in noted.items()]
     return "; ".join(part for part in parts if part) + "."
 
@@ -279,12 +301,15 @@ def _folds_table(models: Sequence[ModelOnSet], names: Mapping[int, str]) -> dict
 def _each_fold_table(models: Sequence[ModelOnSet], names: Mapping[int, str]) -> dict[str, Any]:
     rows = []
     for one in models:
-        folds = one.assessment.folds
+        folds, of = one.assessment.folds, one.assessment.rows
         for number, m in sorted(folds.folds.items()) if folds else ():
             values = m.figures()
-            about = f"fold {number}: {m.num_rows:,} clips, {m.num_positive:,} unsatisfactory"
-            rows.append(_row(names[id(one)], about, [(_number(values[f]), "") for f in PAPER_FIGURES], kind="minor"))
-    return _table([_HEADS[f] for f in PAPER_FIGURES], rows)
+            about = f"fold {number}: {counted(m.num_rows, 'clip')}, {m.num_positive:,} unsatisfactory"
+            mine = of.filter(pc.equal(of["fold"], number))
+            error = calibration(mine["target"].to_pylist(), mine["probability"].to_pylist())
+            cells = [*((_number(values[f]), "") for f in PAPER_FIGURES), (_number(error.ece), bins_words(error))]
+            rows.append(_row(names[id(one)], about, cells, kind="minor"))
+    return _table([*(_HEADS[f] for f in PAPER_FIGURES), "ECE"], rows)
 
 
 def _exclusion_table(models: Sequence[ModelOnSet], names: Mapping[int, str], kind: str) -> dict[str, Any]:
@@ -310,7 +335,7 @@ def _calibration_table(models: Sequence[ModelOnSet], names: Mapping[int, str]) -
         cells = [
             (_number(found.metrics.average_precision), _limits(found.intervals.get("average_precision"))),
             (_number(found.metrics.brier), _limits(found.intervals.get("brier"))),
-            (_number(c.ece), ""),
+            (_number(c.ece), bins_words(c)),
             (_number(c.slope, 2), _limits(limits.get("calibration_slope"), digits=2)),
             (_number(c.intercept, 2), _limits(limits.get("calibration_intercept"), digits=2)),
         ]
@@ -318,12 +343,14 @@ def _calibration_table(models: Sequence[ModelOnSet], names: Mapping[int, str]) -
     return _table(["average precision", "Brier", "calibration error (ECE)", "slope", "intercept"], rows)
 
 
-def _drop(models: Sequence[ModelOnSet], names: Mapping[int, str]) -> dict[str, Any] | None:
-    """From left-out folds to other sets, the paper's drop below."""
+def _drop(
+    models: Sequence[ModelOnSet], names: Mapping[int, str], weights: Mapping[str, frozenset[str]]
+) -> dict[str, Any] | None:
+    """From left-out folds to other sets that the same weights scored, the paper's drop below."""
     rows = []
     for inside in models:
         for outside in models:
-            if inside.kind != "folds" or outside.kind != "set" or net_of(inside.model) != net_of(outside.model):
+            if inside.kind != "folds" or outside.kind != "set" or not _same_model(inside, outside, weights):
                 continue
             a, b = inside.assessment.metrics.auc, outside.assessment.metrics.auc
             cells = [(_number(a), ""), (_number(b), ""), (_signed(a, b), "")]
@@ -336,18 +363,28 @@ def _drop(models: Sequence[ModelOnSet], names: Mapping[int, str]) -> dict[str, A
     return _table(["AUC, left-out folds", "AUC, other set", "difference"], rows) if rows else None
 
 
+def _same_model(inside: ModelOnSet, outside: ModelOnSet, weights: Mapping[str, frozenset[str]]) -> bool:
+    """Whether the set was scored by bundles of the folds, by their ensemble, or by one of these at another threshold."""
+    folds, scored = (set(one.assessment.rows["bundle"].to_pylist()) - {None} for one in (inside, outside))
+    of_folds = {file for digest in folds for file in weights.get(digest, ())}
+    return bool(scored) and all(d in folds or (weights.get(d) and weights[d] <= of_folds) for d in scored)
+
+
 def _comparisons(stored: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     """One line per pair of models: each figure's difference with interval and p."""
-    pairs: dict[tuple[str, str, str], dict[str, Mapping[str, Any]]] = {}
+    pairs: dict[tuple[str, str, str, str], dict[str, Mapping[str, Any]]] = {}
     for row in stored:
         if row["compared_with"] is not None and row["subgroup"] is None:
-            pairs.setdefault((row["model"], row["compared_with"], row["data"]), {})[row["metric"]] = row
+            key = (row["experiment"], row["model"], row["compared_with"], row["data"])
+            pairs.setdefault(key, {})[row["metric"]] = row
     rows = []
-    for (model, other, data), found in pairs.items():
+    for (source, model, compared_with, data), found in pairs.items():
         clips = next(iter(found.values()))["num_clips"] or 0
         cells = [_difference_cell(found.get(name)) for name in (*PAPER_FIGURES, "mcnemar")]
-        other = "/".join(_net_name(part) for part in other.split("/"))
-        rows.append(_row(f"{_net_name(model)} less {other}", f"{_stored_data(data)}: {clips:,} clips", cells))
+        of, _, other = compared_with.rpartition("/")
+        b, a = (f"{_net_name(net)} ({whose})" if of else _net_name(net) for net, whose in ((model, source), (other, of)))
+        on = "clips that both left out" if of and data == "out_of_fold" else _stored_data(data)
+        rows.append(_row(f"{b} less {a}", f"{on}: {counted(clips, 'clip')}", cells))
     heads = [*(_HEADS[f] for f in PAPER_FIGURES), "clips right in one only"]
     return _table(heads, rows) if rows else None
 
@@ -366,20 +403,25 @@ def _subgroups(stored: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     wanted = ("auc", "sensitivity", "specificity", "positive_rate")
     groups: dict[tuple[str, str, str], dict[tuple[str, str | None], dict[str, Mapping[str, Any]]]] = {}
     for row in stored:
-        if row["subgroup"] is None or row["subgroup"] == "outcome" or row["compared_with"] is not None:
+        if row["subgroup"] in (None, "outcome") or row["compared_with"] is not None:
             continue
         key = (row["experiment"], row["model"], row["data"])
         groups.setdefault(key, {}).setdefault((row["subgroup"], row["subgroup_value"]), {})[row["metric"]] = row
     made = []
     for (source, model, data), values in groups.items():
         rows = []
+        alone = {fact for fact, n in Counter(fact for fact, _ in values).items() if n == 1}
+        one_value = [f"{fact.replace('_', ' ')} ({value or 'not known'})" for fact, value in values if fact in alone]
         for (fact, value), found in values.items():
+            if fact in alone:
+                continue
             any_row = next(iter(found.values()))
-            cells = [(f"{any_row['num_clips'] or 0:,}", f"{any_row['num_patients'] or 0:,} patients")]
+            cells = [(f"{any_row['num_clips'] or 0:,}", counted(any_row["num_patients"] or 0, "patient"))]
             cells += [_stored_cell(found.get(name), percent=name == "positive_rate") for name in wanted]
             rows.append(_row(value or "not known", fact.replace("_", " "), cells))
         title = f"{_net_name(model)}, {_stored_data(data)} ({source})"
-        made.append({"title": title, "table": _table(["clips", "AUC", "sensitivity", "specificity", "excluded"], rows)})
+        table = _table(["clips", "AUC", "sensitivity", "specificity", "excluded"], rows) if rows else None
+        made.append({"title": title, "table": table, "one_value": ", ".join(one_value)})
     return made
 
 
@@ -438,7 +480,7 @@ def _example(example: Example) -> dict[str, Any]:
     }
 
 
-def _run(run: RunFacts) -> dict[str, Any]:
+def _run(run: RunFacts, code_version: str) -> dict[str, Any]:
     seconds = None
     if run.started_at and run.finished_at:
         seconds = (run.finished_at - run.started_at).total_seconds()
@@ -450,7 +492,7 @@ def _run(run: RunFacts) -> dict[str, Any]:
         "state": run.state + (f", taken {run.num_claims} times (resumed)" if run.num_claims > 1 else ""),
         "objects": f"{total:,}"
         + (f" of {run.num_listed:,} listed" if run.num_listed is not None else "")
-        + f", {run.num_patients:,} patients, {run.num_studies:,} studies; {clips}",
+        + f", {counted(run.num_patients, 'patient')}, {counted(run.num_studies, 'study', 'studies')}; {clips}",
         "what became of them": ", ".join(f"{status} {n:,}" for status, n in run.statuses.items()) or "-",
         "excluded": f"{_percent(excluded)} of {run.num_evaluated:,} with a verdict (paper's X3D-S: 19.1 %, its readers: 12.0 %)",
         "time": "-"
@@ -464,9 +506,17 @@ def _run(run: RunFacts) -> dict[str, Any]:
         "bundles": ", ".join(f"{task} {digest[:16]}" for task, digest in run.bundles.items()) or "-",
         "gate": str(run.config.get("gate", "-")),
         "assumed frame rate": "none" if run.config.get("assume_fps") is None else f"{run.config['assume_fps']:g}/s",
-        "code": f"angio_ray {run.code_version or '-'}, scoring version {run.config.get('scoring_version', '-')}",
+        "code": ", ".join(
+            f"{what} {version}"
+            for what, version, usual in (
+                ("angio_ray", run.code_version, code_version),
+                ("scoring version", run.config.get("scoring_version"), None),
+            )
+            if version not in (None, usual)
+        ),
         "configuration": (run.config_digest or "-")[:16],
     }
+    facts = {name: fact for name, fact in facts.items() if fact}
     rows = [_row(reason, "", [(f"{n:,}", ""), (_percent(n / total), "")]) for reason, n in run.reasons.items()]
     return {
         "name": run.run_id,

@@ -17,12 +17,14 @@ from typing import Any, Literal
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from angio_ray.evaluation.assess import Assessment, assess
+from angio_ray.evaluation.assess import UNCHECKED, Assessment, assess, selected_labels
 from angio_ray.evaluation.bootstrap import RESAMPLES
 from angio_ray.tables.root import TableRoot, TablesError
 from angio_ray.tables.sql import connect
 
 Kind = Literal["folds", "set"]
+UNCHECKED_ROWS = "unchecked_rows"
+"""In `metrics`: rows of a model that does not say whom it has seen."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -103,14 +105,23 @@ class ReportTables:
                 mine = mine.filter(pc.is_null(mine[column]) if value is None else pc.equal(mine[column], value))
             in_folds = key["data"] == "folds"
             data = (key["fold_set"] or "folds") if in_folds else key["data"]
+            known = self._known(source, key["model"], key["data"], mine)
             try:
-                assessment = assess(mine, title=f"{key['model']} on {data}", resamples=resamples)
+                assessment = assess(mine, title=f"{key['model']} on {data}", notes=known, resamples=resamples)
             except ValueError as error:  # an ensemble on its own folds' clips; no operating threshold
                 notes.append(str(error))
                 continue
             kind: Kind = "folds" if in_folds else "set"
             found.append(ModelOnSet(source=source, model=key["model"], kind=kind, data=data, assessment=assessment))
         return sorted(found, key=lambda one: (one.kind, one.data, one.model)), notes
+
+    def _known(self, source: str, model: str, data: str, rows: pa.Table) -> list[str]:
+        """What to know of all figures of these rows."""
+        known = [UNCHECKED] if self.rows(_UNCHECKED, source, model, data, UNCHECKED_ROWS).num_rows else []
+        label_set = next((name for name in rows["label_set"].to_pylist() if name is not None), None)
+        reviewed = self.rows("SELECT clip_id FROM labels WHERE label_set = ? AND origin = 'review'", label_set)
+        number = pc.sum(pc.is_in(rows["clip_id"], reviewed["clip_id"].combine_chunks())).as_py() or 0
+        return [*known, *([selected_labels(number, rows.num_rows)] if number else [])]
 
     def stored_figures(self, sources: Sequence[str]) -> list[dict[str, Any]]:
         """Rows of `metrics` of these experiments (or runs): subgroups, comparisons, cost of training."""
@@ -166,10 +177,12 @@ def open_tables(root: TableRoot) -> Iterator[ReportTables]:
 
 _PREDICTIONS = """
 SELECT model, data, fold_set, in_sample, clip_id, patient_id, group_id, target, probability, threshold, fold, bundle,
-    model_domain, synthetic, code_version
+    label_set, model_domain, synthetic, code_version
 FROM predictions
 WHERE experiment = ? AND task = ? AND part IN ('test', 'independent') AND target IS NOT NULL
 ORDER BY model, data, fold, clip_id"""
+
+_UNCHECKED = "SELECT 1 FROM metrics WHERE experiment = ? AND model = ? AND data = ? AND metric = ?"
 
 _METRICS = """
 SELECT * FROM metrics WHERE experiment IN ({})

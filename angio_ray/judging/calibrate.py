@@ -17,9 +17,10 @@ import pyarrow as pa
 from rich.console import Console
 from sklearn.model_selection import StratifiedGroupKFold
 
+from angio_ray.evaluation.assess import counted
 from angio_ray.evaluation.metrics import Metrics, binary_metrics
 from angio_ray.evaluation.thresholds import OperatingPoint, Rule, choose_threshold
-from angio_ray.judging.labelled import load_labels, prepare, run_scores
+from angio_ray.judging.labelled import load_labels, prepare, review_note, run_scores
 from angio_ray.models.bundles import Bundle, BundleError, load_bundle, save_bundle
 from angio_ray.pseudonyms import PseudonymKey
 from angio_ray.tables.root import TableRoot, TablesError
@@ -121,7 +122,7 @@ def calibrate(
     named = f"labels {found.label_set}" if found.label_set else "a label file"
     asked = rule if at_least is None else f"{rule} of {at_least:g} or more"
     source = (
-        f"set by {asked} on {used.num_rows:,} {domain} clips of {len(set(patients)):,} patients "
+        f"set by {asked} on {used.num_rows:,} {domain} clips of {counted(len(set(patients)), 'patient')} "
         f"({int(target_N.sum()):,} unsatisfactory), {named}, run {run}"
     )
     after = before.with_threshold(
@@ -141,6 +142,7 @@ def calibrate(
         notes=(
             *found.report,
             *_notes(before, domain, target_N, len(set(patients)), int((scored & seen).sum()), scores.unscored),
+            *([selected] if (selected := review_note(found.clips, used["clip_id"].to_pylist())) else []),
         ),
     )
 
@@ -177,9 +179,8 @@ def _notes(
     notes = []
     fewest = int(min(target.sum(), len(target) - target.sum()))
     if num_patients < FEW_PATIENTS or fewest < FEW_CLIPS:
-        notes.append(
-            f"few data: {num_patients} patients, {fewest} clips of the rarer class; another sample may choose otherwise"
-        )
+        data = f"{counted(num_patients, 'patient')}, {counted(fewest, 'clip')} of the rarer class"
+        notes.append(f"few data: {data}; another sample may choose otherwise")
     if num_seen:
         notes.append(f"left out: {num_seen:,} clips of patients that the bundle has seen")
     if unscored:

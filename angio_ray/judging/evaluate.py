@@ -18,16 +18,25 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from rich.console import Console
 
-from angio_ray.evaluation.assess import Assessment, assess, compare_assessed, print_assessments, print_comparison
+from angio_ray.evaluation.assess import (
+    UNCHECKED,
+    Assessment,
+    assess,
+    compare_assessed,
+    print_assessments,
+    print_comparison,
+)
 from angio_ray.evaluation.bootstrap import RESAMPLES
 from angio_ray.evaluation.metrics import FIGURES
 from angio_ray.evaluation.paired import PairedComparison
+from angio_ray.evaluation.report_data import UNCHECKED_ROWS
 from angio_ray.judging.labelled import (
     Labels,
     header_facts,
     load_labels,
     only_writer,
     prepare,
+    review_note,
     run_scores,
     training_patients,
 )
@@ -89,14 +98,39 @@ class Evaluation:
 
 
 def evaluate_experiment(
-    root: TableRoot, experiment: str, *, key: PseudonymKey | None = None, resamples: int = RESAMPLES
+    root: TableRoot,
+    experiment: str,
+    *,
+    against: str | None = None,
+    key: PseudonymKey | None = None,
+    resamples: int = RESAMPLES,
 ) -> Evaluation:
     """Judge every model of an experiment on every set of clips that it predicted, and models of one set against each other.
 
-    The clips of the experiment's folds are judged on each fold's test part, pooled out of fold. Raises TablesError where
-    the experiment has no predictions, ValueError where it has no held-out ones.
+    The clips of the experiment's folds are judged on each fold's test part, pooled out of fold. With `against`, another
+    experiment's models are judged as well and each pair compared on the clips that both held out, whatever their folds:
+    differences are `experiment` less `against`, and filed with `experiment`. Raises TablesError where an experiment has
+    no predictions or no held-out ones, or the two have no clip in common.
     """
+    if against == experiment:
+        raise TablesError(f"--against {against}: the same experiment")
     prepare(root, key)
+    judged: list[Judged] = []
+    notes: list[str] = []
+    for name in (experiment,) if against is None else (against, experiment):
+        found, said = _judge_experiment(root, name, key, resamples, named=against is not None)
+        judged += found
+        notes += [note for note in said if note not in notes]
+    comparisons = _compared([(a, b) for a, b in combinations(judged, 2) if a.data == b.data], resamples)
+    if against is not None and all(a.experiment == b.experiment for a, b, _ in comparisons):
+        raise TablesError(f"experiments {experiment} and {against} held out no clip in common")
+    return _file(root, judged, comparisons, notes)
+
+
+def _judge_experiment(
+    root: TableRoot, experiment: str, key: PseudonymKey | None, resamples: int, *, named: bool
+) -> tuple[list[Judged], list[str]]:
+    """Its models on their sets; `named`: with the experiment in their titles."""
     there = _predicted(root, experiment)
     if not there:
         raise TablesError(f"there are no predictions of experiment {experiment} ({_experiments(root)})")
@@ -114,7 +148,8 @@ def evaluate_experiment(
             continue
         labels = next((name for name in _values(rows["label_set"])), None)
         missing = _missing(root, rows)
-        found, said = _assess(root, rows, _title(model, data), labels, key, missing, resamples)
+        title = f"{experiment}: " * named + _title(model, data)
+        found, said = _assess(root, rows, title, labels, key, missing, resamples)
         notes += [note for note in said if note not in notes]
         bundles = _values(rows["bundle"])
         filed = OUT_OF_FOLD if data == _FOLDS else data
@@ -129,8 +164,7 @@ def evaluate_experiment(
         )
     if not judged:
         raise TablesError(f"experiment {experiment} has no test or independent row")
-    pairs = [(a, b) for a, b in combinations(judged, 2) if a.data == b.data]
-    return _file(root, judged, pairs, notes, resamples)
+    return judged, notes
 
 
 def evaluate_run(
@@ -154,8 +188,8 @@ def evaluate_run(
     against
         Another run: differences are `run` less `against`.
     bundles
-        Folders of the bundles that scored, or folders of such, where they do not ship and are of no fold in these tables:
-        a bundle names the patients that it has seen.
+        Folders in which the bundles that scored are looked for, at any depth, where they neither ship nor lie where `train`
+        leaves them: a bundle names the patients that it has seen.
     experiment
         Name to file predictions and metrics under. Default: the run's.
     data
@@ -164,10 +198,12 @@ def evaluate_run(
     Raises
     ------
     TablesError
-        No such run or labels, or it cannot be known which patients the bundle has seen.
+        No such run or labels, the same run twice, or it cannot be known which patients the bundle has seen.
     LabelError, ValueError
         Labels that cannot be used; no held-out row.
     """
+    if against == run:
+        raise TablesError(f"--against {against}: the same run")
     prepare(root, key)
     found = load_labels(root, labels, key)
     notes = list(found.report)
@@ -178,7 +214,7 @@ def evaluate_run(
         )
         judged.append(one)
         notes += [note for note in said if note not in notes]
-    return _file(root, judged, [(judged[0], judged[1])] if against is not None else [], notes, resamples)
+    return _file(root, judged, _compared([(judged[0], judged[1])] if against is not None else [], resamples), notes)
 
 
 def _judge_run(
@@ -199,7 +235,7 @@ def _judge_run(
         raise TablesError(f"run {run} has no score of the {clips.num_rows:,} clips labelled in {labels.name}")
     net, seen = training_patients(root, scores.bundle, bundles)
     # two bundles of one net under one experiment are two models
-    model = f"{net}-{scores.bundle[:8]}" if name_by_bundle or net is None else net
+    model = f"{net}-{scores.bundle[:8]}" if name_by_bundle else net
     facts = ModelFacts(
         experiment=experiment,
         model=model,
@@ -212,11 +248,9 @@ def _judge_run(
         write_set_predictions(root, facts, data, clips, target, scores.probability, training_patients=seen)
     rows = read_predictions(root, experiment, model, data=data)
     assessment, notes = _assess(
-        root, rows, f"{run}: {model}", labels.label_set, key, scores.unscored, resamples, labels
+        root, rows, f"{run}: {model}", labels.label_set, key, scores.unscored, resamples, labels, [] if seen else [UNCHECKED]
     )
-    if not seen:
-        notes.append(f"{model}: its bundle names no training patients, so none could be marked in-sample")
-    elif not assessment.num_in_sample:
+    if seen and not assessment.num_in_sample:
         notes.append(
             f"{model}: none of its {len(seen):,} training patients is among these (pseudonyms of another key would not show)"
         )
@@ -235,27 +269,32 @@ def _assess(
     unscored: Mapping[str, int],
     resamples: int,
     labels: Labels | None = None,
+    known: Sequence[str] = (),
 ) -> tuple[Assessment, list[str]]:
+    """The assessment, with what is `known` of all its figures, and notes on how it was made."""
     clips = labels.clips if labels else read_set(root, "labels", label_set=label_set) if label_set else None
+    selected = review_note(clips, rows["clip_id"].to_pylist())
+    known = [*known, *([selected] if selected else [])]
     facts, notes = header_facts(root, clips, rows["clip_id"].to_pylist(), key)
     try:
-        return assess(rows, title=title, facts=facts, unscored=unscored, resamples=resamples), notes
+        return assess(rows, title=title, facts=facts, unscored=unscored, notes=known, resamples=resamples), notes
     except ValueError as error:
         raise TablesError(str(error)) from error
 
 
+Compared = tuple[Judged, Judged, PairedComparison]
+
+
+def _compared(pairs: Sequence[tuple[Judged, Judged]], resamples: int) -> list[Compared]:
+    """The pairs that held out a clip in common."""
+    found = ((a, b, compare_assessed(a.assessment, b.assessment, resamples=resamples)) for a, b in pairs)
+    return [(a, b, paired) for a, b, paired in found if paired is not None]
+
+
 def _file(
-    root: TableRoot,
-    judged: Sequence[Judged],
-    pairs: Sequence[tuple[Judged, Judged]],
-    notes: Sequence[str],
-    resamples: int,
+    root: TableRoot, judged: Sequence[Judged], comparisons: Sequence[Compared], notes: Sequence[str]
 ) -> Evaluation:
-    """Compare the pairs and write all figures of each model in one call."""
-    comparisons = []
-    for a, b in pairs:
-        if (found := compare_assessed(a.assessment, b.assessment, resamples=resamples)) is not None:
-            comparisons.append((a, b, found))
+    """Write all figures of each model in one call."""
     written = 0
     for one in judged:
         rows = metric_rows(one.assessment)
@@ -281,22 +320,44 @@ _OWN = frozenset(
         *FIGURES,
         *("true_positive", "false_positive", "false_negative", "true_negative"),
         *("ece", "calibration_slope", "calibration_intercept", "calibration_in_the_large"),
-        *("net_benefit", "net_benefit_call_all", "mcnemar", "unscored_clips"),
+        *("net_benefit", "net_benefit_call_all", "mcnemar", "unscored_clips", UNCHECKED_ROWS),
     }
 )
 """Figures that are made here, and replaced by another call."""
 
 
 def _foreign(root: TableRoot, one: Judged, rows: Sequence[Row]) -> list[Row]:
-    """Rows under the same name that are not made here (epochs, core hours): a set is replaced as a whole, these stay."""
+    """Rows under the same name that this call does not make: a set is replaced as a whole, these stay.
+
+    Epochs and core hours of the training; comparisons with models of other experiments, as long as the rows judged are the
+    same.
+    """
     own = _OWN | {str(row["metric"]) for row in rows}
-    stored = read_set(root, "metrics", experiment=one.experiment, model=one.model, data=one.data)
+    stored = read_set(root, "metrics", experiment=one.experiment, model=one.model, data=one.data).to_pylist()
     made = {"experiment", "model", "data", "measured_at", "code_version"}
+    again = {row.get("compared_with") for row in rows}
+    unchanged = _fingerprint(stored) == _fingerprint(rows)
     return [
         {column: value for column, value in row.items() if column not in made}
-        for row in stored.to_pylist()
-        if row["metric"] not in own
+        for row in stored
+        if (
+            row["metric"] not in own
+            if row["compared_with"] is None
+            else unchanged and "/" in row["compared_with"] and row["compared_with"] not in again
+        )
     ]
+
+
+def _fingerprint(rows: Sequence[Row]) -> list[tuple[Any, ...]]:
+    """Figures of all rows that other rows, labels or scores would hardly leave as they are."""
+    names = ("subgroup", "compared_with", "fold")
+    return sorted(
+        (row["metric"], row["value"], row["num_clips"], row["num_positive"])
+        for row in rows
+        if row["metric"] in ("auc", "brier")
+        and row["scope"] in ("set", "pooled")
+        and all(row.get(name) is None for name in names)
+    )
 
 
 def metric_rows(found: Assessment) -> list[Row]:
@@ -318,10 +379,17 @@ def metric_rows(found: Assessment) -> list[Row]:
     rows += decision_rows(found.decision, scope=scope, **counts)
     for fact, groups in found.subgroups.items():
         rows += subgroup_rows(fact.replace(" ", "_"), groups, scope=scope)
+    same = {"scope": scope, "metric": "prevalence", "value": found.metrics.confusion.prevalence, **counts}
+    rows += [
+        same | {"subgroup": fact.replace(" ", "_"), "subgroup_value": value} for fact, value in found.one_value.items()
+    ]
     rows += [
         {"scope": scope, "metric": "unscored_clips", "value": float(n), "subgroup": "outcome", "subgroup_value": why}
         for why, n in found.unscored.items()
     ]
+    if UNCHECKED in found.notes:
+        value = float(found.metrics.num_rows)
+        rows.append({"scope": scope, "metric": UNCHECKED_ROWS, "value": value, "subgroup": "outcome", "note": UNCHECKED})
     return rows
 
 

@@ -7,7 +7,7 @@ Knows nothing of figures.
 
 from __future__ import annotations
 
-import logging
+import json
 import os
 import re
 from collections import Counter
@@ -20,6 +20,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from angio_ray.evaluation.assess import selected_labels
 from angio_ray.evaluation.compare import read_run, task_columns
 from angio_ray.models.bundles import SHIPPED, Bundle, BundleError, load_bundle
 from angio_ray.pseudonyms import KEY_FILE_VARIABLE, KeyMissing, PseudonymKey, load_key
@@ -27,10 +28,15 @@ from angio_ray.tables.fence import RunHeld
 from angio_ray.tables.root import STORE_ERRORS, TableRoot, TablesError, fingerprint
 from angio_ray.tables.row_sets import read_set
 from angio_ray.tables.schema import TABLES
-from angio_ray.training.folds import read_folds
-from angio_ray.training.labels import join_labels, read_label_file
-
-log = logging.getLogger(__name__)
+from angio_ray.training.labels import (
+    Kind,
+    LabelError,
+    LabelFile,
+    join_labels,
+    label_sets,
+    names_a_file,
+    read_label_file,
+)
 
 _STRAIGHT_DEG = 10.0
 """Positioner angles nearer to 0 than this are called straight."""
@@ -92,22 +98,30 @@ def load_labels(root: TableRoot, named: str, key: PseudonymKey | None) -> Labels
     sets = label_sets(root)
     if named in sets:
         return Labels(named, read_set(root, "labels", label_set=named), named, ())
-    if not (re.search(r"[/\\]", named) or re.search(r"\.(csv|tsv|txt|parquet)$", named, re.I) or Path(named).exists()):
+    if not names_a_file(named):
         there = ", ".join(sorted(sets)) or "none"
         raise TablesError(f"there is no set of labels {named} in these tables (there is {there}), and no such file")
     if key is None:
         raise KeyMissing("a label file names clips by their originals: name the key of the tables with --key-file")
-    join = join_labels(root, key, read_label_file(named))
+    file = read_label_file(named)
+    wrong = wrong_values(file)
+    try:
+        join = join_labels(root, key, file)
+    except LabelError as error:
+        raise LabelError(f"{error}; {wrong}" if wrong else str(error)) from error
     stem = re.sub(r"[^A-Za-z0-9._+-]+", "-", re.split(r"[/\\]", named)[-1].rsplit(".", 1)[0]).strip("-._+") or "labels"
-    return Labels(stem[:128], join.clips, None, tuple(join.report()))
+    return Labels(stem[:128], join.clips, None, (*join.report(), *([f"  {wrong}"] if wrong else [])))
 
 
-def label_sets(root: TableRoot) -> set[str]:
-    """Names of the sets in `labels`."""
-    if not root.exists("labels"):
-        return set()
-    names = root.open("labels").to_pyarrow_dataset().to_table(columns=["label_set"])
-    return set(pc.unique(names["label_set"]).to_pylist())
+def wrong_values(file: LabelFile, listed: int = 5) -> str | None:
+    """Lines whose quality (or artery) is no such word, and which words are; None where there are none."""
+    told = []
+    for column, allowed in (("quality", "satisfactory or unsatisfactory"), ("artery", "LCA or RCA")):
+        invalid = (f for f in file.findings if f.kind == Kind.INVALID_VALUE and column in f.detail.split(", "))
+        if lines := [str(finding.line) for finding in invalid]:
+            more = f" and {len(lines) - listed:,} more" if len(lines) > listed else ""
+            told.append(f"line {', '.join(lines[:listed])}{more}: {column} is {allowed}, or empty")
+    return "; ".join(told) or None
 
 
 # -- runs ------------------------------------------------------------------------------------------------------------
@@ -162,47 +176,53 @@ def run_scores(root: TableRoot, run: str, clip_ids: Collection[str], *, task: st
 
 
 def find_bundle(digest: str, places: Sequence[Path]) -> Bundle | None:
-    """The bundle with this digest among these folders, those within them, and the ones that ship; None where it is none.
+    """The bundle with this digest in these places, at any depth, or among the ones that ship; None where it is none.
 
-    Its tensors are not looked at. Raises BundleError for a place that holds no bundle, or an altered one.
+    Its tensors are not looked at. Raises BundleError for a place that holds no bundle, or where this one was altered.
     """
     for place in (*places, SHIPPED):
-        folders = (
-            [place] if (place / "bundle.json").exists() else [m.parent for m in sorted(place.glob("*/bundle.json"))]
-        )
+        folders = bundle_folders(place)
         if not folders and place != SHIPPED:
             raise BundleError(f"no bundle in {place} or in a folder of it")
-        for folder in folders:
-            if (bundle := load_bundle(folder, weights=False)).digest == digest:
-                return bundle
+        if digest in folders:
+            return load_bundle(folders[digest], weights=False)
     return None
 
 
-def _manifests(place: Path) -> list[Path]:
-    """Of the bundles in its folders, or (as `train` leaves them, fold-0/quality) in theirs."""
-    return sorted([*place.glob("*/bundle.json"), *place.glob("*/*/bundle.json")])
+def bundle_folders(place: Path) -> dict[str, Path]:
+    """Digest, as its manifest states it -> folder, of the bundles in a place.
 
-
-def training_patients(root: TableRoot, digest: str, places: Sequence[Path]) -> tuple[str | None, frozenset[str]]:
-    """(net, patients that the bundle with this digest has seen): of its folder, of one that ships, or of its fold here.
-
-    Raises TablesError where that cannot be known: then no row may count as held out.
+    At any depth: `train` leaves EXPERIMENT/bundles/fold-0/quality.
     """
-    if (bundle := find_bundle(digest, places)) is not None:
+    found: dict[str, Path] = {}
+    for folder, _, names in os.walk(place):
+        if "bundle.json" in names:
+            try:
+                digest = json.loads(Path(folder, "bundle.json").read_text("utf-8"))["digest"]
+            except (OSError, ValueError, KeyError, TypeError):
+                continue
+            found.setdefault(str(digest), Path(folder))
+    return found
+
+
+def training_patients(root: TableRoot, digest: str, places: Sequence[Path]) -> tuple[str, frozenset[str]]:
+    """(net, patients that the bundle with this digest has seen): of these places, of what `train` left, or of what ships.
+
+    The bundle alone says it: `folds` does not know whom the weights that a training began from have seen. Raises
+    TablesError where it is nowhere: then no row may count as held out.
+    """
+    trained = training_folder(root.uri("runs").rpartition("/")[0])
+    if (bundle := find_bundle(digest, [*places, *([trained] if bundle_folders(trained) else [])])) is not None:
         return bundle.net, frozenset(bundle.training_patients)
-    if root.exists("predictions"):
-        names = ["model", "fold_set", "fold"]
-        rows = (
-            root.open("predictions").to_pyarrow_dataset().to_table(columns=names, filter=pc.field("bundle") == digest)
-        )
-        for row in rows.group_by(names).aggregate([]).to_pylist():
-            if row["fold_set"] is not None and row["fold"] is not None:  # a fold's own bundle
-                fold = read_folds(root, row["fold_set"]).fold(row["fold"])
-                return str(row["model"]), frozenset(fold.training_patients)
     other = " (the given ones are others)" if places else ""
     raise TablesError(
         f"bundle {digest[:12]} scored the run: name its folder with --bundle, so that patients it has seen are kept out{other}"
     )
+
+
+def training_folder(tables: str) -> Path:
+    """Where `train` leaves its bundles unless told otherwise, for tables in a local folder."""
+    return Path(tables.removeprefix("file://").rstrip("/") + ".training")
 
 
 def _values(column: pa.ChunkedArray) -> list[Any]:
@@ -211,6 +231,16 @@ def _values(column: pa.ChunkedArray) -> list[Any]:
 
 def _joined(values: Iterable[str]) -> str | None:
     return ", ".join(values) or None
+
+
+def review_note(labels: pa.Table | None, clip_ids: Collection[str]) -> str | None:
+    """What to know where labels come from `review`: its clips are no sample of all. None where no label of these clips does."""
+    if labels is None or "origin" not in labels.column_names:
+        return None
+    wanted = set(clip_ids)
+    origins = zip(labels["clip_id"].to_pylist(), labels["origin"].to_pylist(), strict=True)
+    number = sum(origin == "review" for clip_id, origin in origins if clip_id in wanted)
+    return selected_labels(number, len(wanted)) if number else None
 
 
 # -- header facts ----------------------------------------------------------------------------------------------------

@@ -18,9 +18,10 @@ from rich.table import Table
 
 from angio_ray.evaluation.agreement import Agreement, agreement
 from angio_ray.evaluation.bootstrap import RESAMPLES
-from angio_ray.judging.labelled import only_writer, prepare
+from angio_ray.judging.labelled import only_writer, prepare, wrong_values
 from angio_ray.pseudonyms import PseudonymKey
 from angio_ray.tables.root import TableRoot
+from angio_ray.tables.row_sets import SetDiffers
 from angio_ray.training.labels import (
     LEFT_OUT,
     Kind,
@@ -116,8 +117,10 @@ def read_forms(
     Raises
     ------
     LabelError
-        A form that cannot be used; SetDiffers where the name has other labels.
+        A form that cannot be used, or one form twice; SetDiffers where the name has other labels.
     """
+    if forms[0].resolve() == forms[1].resolve():
+        raise LabelError(f"--read names {forms[0]} twice: each reader fills in a form of their own")
     prepare(root, key)
     notes: list[str] = []
     joins = []
@@ -145,8 +148,11 @@ def read_forms(
             _row(line, clip_id, quality, both) for line, (clip_id, quality) in enumerate(sorted(agreed.items()), 1)
         )
         join = join_labels(root, key, LabelFile(rows, len(rows), (), ()))
-        with only_writer():
-            stored = store_labels(root, labels, join, origin="review", replace=replace_labels)
+        try:
+            with only_writer():
+                stored = store_labels(root, labels, join, origin="review", replace=replace_labels)
+        except SetDiffers as error:
+            raise SetDiffers(f"{error}; --replace puts these in their place") from error
     return Reading(found, settled, stored, labels, tuple(notes))
 
 
@@ -154,15 +160,19 @@ def _join(root: TableRoot, key: PseudonymKey, path: Path, name: str, notes: list
     """One form's clips; what of it could not be used goes into the notes."""
     file = read_label_file(path)
     filled = replace(file, rows=tuple(row for row in file.rows if "quality" in row.values))
+    wrong = wrong_values(file)
     if not filled.rows:
-        raise LabelError(f"{path.name}: no clip has a quality")
+        raise LabelError(f"{path.name}: no clip has a quality" + (f" ({wrong})" if wrong else ""))
     join = join_labels(root, key, filled)
     notes.append(f"{name}: {path.name}, {join.clips.num_rows:,} of {file.num_rows:,} clips labelled")
-    told = LEFT_OUT | {Kind.DUPLICATE}
+    if inspected := join.counts[Kind.UNREADABLE_CLIP]:
+        notes.append(f"  {inspected:,} labels of rejected clips not taken: these are for inspection only")
+    told = (LEFT_OUT | {Kind.DUPLICATE}) - {Kind.UNREADABLE_CLIP}
     shown = replace(
         join, findings=tuple(finding for finding in join.findings if finding.kind in told), ignored_columns=()
     )
     notes += shown.report()[1:]
+    notes += [f"  {wrong}"] if wrong else []
     return join
 
 

@@ -7,13 +7,11 @@ What is not there (labels, bundles, clips that have moved) is said on the page; 
 
 from __future__ import annotations
 
-import json
 import logging
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ from angio_ray.evaluation.paper import NET_NAMES
 from angio_ray.evaluation.report import Example, Report, net_of, pick_examples, render
 from angio_ray.evaluation.report_data import ModelOnSet, ReportTables, RunFacts, open_tables
 from angio_ray.judging.examples import add_pictures
+from angio_ray.judging.labelled import bundle_folders
 from angio_ray.models import NETS
 from angio_ray.models.bundles import SHIPPED, Bundle, BundleError, load_bundle
 from angio_ray.tables.root import TableRoot, TablesError
@@ -76,6 +75,8 @@ def write_report(
     OSError
         The file cannot be written.
     """
+    places = (SHIPPED, *reversed(bundles))
+    found_bundles = {digest: folder for place in places for digest, folder in bundle_folders(place).items()}
     with open_tables(root) as tables:
         experiments, runs = _chosen(tables, experiments, runs)
         models: list[ModelOnSet] = []
@@ -87,7 +88,7 @@ def write_report(
             notes += [f"{source}: {note}" for note in said]
         facts = [tables.run_facts(run) for run in runs]
         stored = tables.stored_figures(sources)
-        shown, why = _examples(tables, models, facts, _finder(bundles), examples)
+        shown, why = _examples(tables, models, facts, _finder(found_bundles), examples)
     report = Report(
         title=TITLE,
         made_at=datetime.now(UTC),
@@ -98,6 +99,7 @@ def write_report(
         runs=facts,
         examples=shown,
         examples_note=why,
+        weights=_weights(models, found_bundles),
         costs=_costs(models, time_clips),
     )
     page = render(report).encode()
@@ -148,26 +150,14 @@ def _examples(
     return shown, None
 
 
-def _finder(folders: Sequence[Path]) -> Callable[[str], Bundle | None]:
-    """digest -> bundle, of these folders and of those that ship."""
-
-    @cache
-    def known() -> dict[str, Path]:
-        found: dict[str, Path] = {}
-        for folder in (*folders, SHIPPED):
-            for manifest in _manifests(folder):
-                try:
-                    digest = json.loads(manifest.read_text("utf-8"))["digest"]
-                except (OSError, ValueError, KeyError, TypeError):
-                    continue
-                found.setdefault(str(digest), manifest.parent)
-        return found
+def _finder(folders: Mapping[str, Path], *, weights: bool = True) -> Callable[[str], Bundle | None]:
+    """digest -> bundle, of these folders; None for one that cannot be used."""
 
     def find(digest: str) -> Bundle | None:
-        if digest not in known():
+        if digest not in folders:
             return None
         try:
-            return load_bundle(known()[digest])
+            return load_bundle(folders[digest], weights=weights)
         except BundleError as error:
             log.warning("%s", error)
             return None
@@ -175,10 +165,15 @@ def _finder(folders: Sequence[Path]) -> Callable[[str], Bundle | None]:
     return find
 
 
-def _manifests(folder: Path) -> Iterator[Path]:
-    for place, _, names in os.walk(folder):
-        if "bundle.json" in names:
-            yield Path(place) / "bundle.json"
+def _weights(models: Sequence[ModelOnSet], folders: Mapping[str, Path]) -> dict[str, frozenset[str]]:
+    """Digest -> SHA-256 of its weight files, of the models' bundles that are there."""
+    digests = {digest for one in models for digest in one.assessment.rows["bundle"].to_pylist() if digest in folders}
+    found = {digest: _finder(folders, weights=False)(digest) for digest in digests}
+    return {
+        digest: frozenset(sha256(data).hexdigest() for data in bundle.weights)
+        for digest, bundle in found.items()
+        if bundle is not None
+    }
 
 
 def _costs(models: Sequence[ModelOnSet], time_clips: int) -> list[dict[str, Any]]:

@@ -3,8 +3,8 @@
     run -> choose_clips -> pixels through the sandboxed reader -> sheet-NN.png, reader_a.csv, reader_b.csv, selection.csv
 
 Chosen are clips called unsatisfactory, rejected clips whose pixels can still be shown, and clips near the threshold. Readers
-see neither score nor kind: clips are mixed, in the order of their keyed hashes. Pictures and forms carry pseudonyms only,
-but what is burned into a frame is shown: sheets are as confidential as the clips.
+see no score, and of the kind only which clips are for inspection alone: clips are mixed, in the order of their keyed hashes.
+Pictures and forms carry pseudonyms only, but what is burned into a frame is shown: sheets are as confidential as the clips.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ _NO_PIXELS = frozenset(
     {Reason.NOT_DICOM, Reason.NO_PIXEL_DATA, Reason.UNSUPPORTED_TRANSFER_SYNTAX, Reason.HEADER_INVALID}
 )
 _GAP, _BAR = 4, 26
+INSPECT = "rejected: for inspection only"
 
 _HOW_TO = """How to read these sheets
 
@@ -53,6 +54,7 @@ Fill in the column `quality` of your own form, alone: satisfactory, unsatisfacto
 Unsatisfactory is: not a coronary run; vessels obscured (poor engagement, little contrast, partial recording); graft vessels
 after bypass surgery; foreign objects that hide most of the vessels. Native vessels clearly visible: satisfactory.
 quality_class (why, in your own words), artery (LCA or RCA) and comment may stay empty. Change no other column.
+Clips marked "{inspect}" were rejected before scoring, and no label of theirs can be taken: look, and leave `quality` empty.
 Then: angio-ray review --read reader_a.csv reader_b.csv --tables T --labels NAME
 Research use only. Frames can show what was burned into them: treat sheets as you treat the clips.
 """
@@ -68,6 +70,8 @@ class Chosen:
     """near_threshold | unsatisfactory | rejected"""
     probability: float | None
     reason: str | None
+    inspect: bool = False
+    """Its header was rejected, so a label of it could not be taken."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +86,8 @@ class Sheets:
     """Clips that could not be shown, by why."""
     not_chosen: Counter[str]
     """Clips that would fit as well, by kind: there were more than asked for."""
+    num_inspect: int
+    """Of the clips shown, those for inspection only."""
 
     def lines(self) -> list[str]:
         """What to tell the user."""
@@ -90,6 +96,8 @@ class Sheets:
         for title, counted in (("not shown", self.left_out), ("more of the kind", self.not_chosen)):
             if counted:
                 lines.append(f"  {title}: {', '.join(f'{n:,} {why}' for why, n in counted.most_common())}")
+        if self.num_inspect:
+            lines.append(f"  {self.num_inspect:,} of the rejected are for inspection only: no label is asked for")
         return [
             *lines,
             f"  forms for two readers: {', '.join(READERS)}; kinds and scores (not for readers): selection.csv",
@@ -135,7 +143,9 @@ def make_sheets(
         left_out["labelled already"] = already
     with ClipReader((WINDOW,), assume_fps=ASSUMED_FPS, require_xa=False) as reader:
         for clip in chosen:
-            strip, why = _strip(reader, places.get(clip.object_id))
+            uri, reason = places.get(clip.object_id, (None, None))
+            clip = replace(clip, inspect=reason is not None)
+            strip, why = _strip(reader, uri)
             if strip is None:
                 left_out[f"{clip.kind}: {why}"] += 1
                 continue
@@ -143,13 +153,14 @@ def make_sheets(
             strips.append(strip)
             if len(strips) == CLIPS_PER_SHEET:
                 num_sheets += 1
-                _write_sheet(out, num_sheets, strips)
+                _write_sheet(out, num_sheets, strips, shown[-len(strips) :])
                 strips = []
     if strips:
         num_sheets += 1
-        _write_sheet(out, num_sheets, strips)
+        _write_sheet(out, num_sheets, strips, shown[-len(strips) :])
     _write_forms(out, shown)
-    return Sheets(out, num_sheets, Counter(clip.kind for clip in shown), left_out, not_chosen)
+    kinds, inspect = Counter(clip.kind for clip in shown), sum(clip.inspect for clip in shown)
+    return Sheets(out, num_sheets, kinds, left_out, not_chosen, inspect)
 
 
 def choose_clips(
@@ -226,11 +237,12 @@ def _distance(row: dict[str, Any]) -> float:
     return abs(logit(row["quality_probability"]) - logit(row["quality_threshold"]))
 
 
-def _places(root: TableRoot, object_ids: set[str]) -> dict[str, str]:
-    """object_id -> URI, of `clips`."""
+def _places(root: TableRoot, object_ids: set[str]) -> dict[str, tuple[str, str | None]]:
+    """object_id -> URI and why its header was rejected, of the newest row of `clips`."""
     wanted = pc.is_in(pc.field("object_id"), pa.array(sorted(object_ids), pa.string()))
-    rows = root.open("clips").to_pyarrow_dataset().to_table(columns=["object_id", "uri"], filter=wanted)
-    return dict(zip(rows["object_id"].to_pylist(), rows["uri"].to_pylist(), strict=True))
+    names = ["object_id", "uri", "reason", "indexed_at"]
+    rows = root.open("clips").to_pyarrow_dataset().to_table(columns=names, filter=wanted).sort_by("indexed_at")
+    return {row["object_id"]: (row["uri"], row["reason"]) for row in rows.to_pylist()}
 
 
 def _strip(reader: ClipReader, uri: str | None) -> tuple[np.ndarray | None, str]:
@@ -255,13 +267,14 @@ def _spread(selection: Selection) -> np.ndarray:
     return np.linspace(0, real - 1, SHOWN_FRAMES).round().astype(int)
 
 
-def _write_sheet(out: Path, sheet: int, strips: Sequence[np.ndarray]) -> None:
+def _write_sheet(out: Path, sheet: int, strips: Sequence[np.ndarray], clips: Sequence[Chosen]) -> None:
     font = ImageFont.load_default(size=16)
     height = WINDOW.size + _BAR
     image = Image.new("L", (strips[0].shape[1], height * len(strips)), 255)
     draw = ImageDraw.Draw(image)
-    for number, strip in enumerate(strips):
-        draw.text((4, number * height + 4), f"sheet {sheet}, number {number + 1}", fill=0, font=font)
+    for number, (strip, clip) in enumerate(zip(strips, clips, strict=True)):
+        text = f"sheet {sheet}, number {number + 1}" + (f"   {INSPECT}" if clip.inspect else "")
+        draw.text((4, number * height + 4), text, fill=0, font=font)
         image.paste(Image.fromarray(strip), (0, number * height + _BAR))
     data = io.BytesIO()
     image.save(data, format="PNG", optimize=True)
@@ -269,7 +282,9 @@ def _write_sheet(out: Path, sheet: int, strips: Sequence[np.ndarray]) -> None:
 
 
 def _write_forms(out: Path, shown: Sequence[Chosen]) -> None:
-    (out / "how-to.txt").write_text(_HOW_TO.format(frames=SHOWN_FRAMES, seconds=WINDOW.length / WINDOW.fps), "utf-8")
+    (out / "how-to.txt").write_text(
+        _HOW_TO.format(frames=SHOWN_FRAMES, seconds=WINDOW.length / WINDOW.fps, inspect=INSPECT), "utf-8"
+    )
     places = [(position // CLIPS_PER_SHEET + 1, position % CLIPS_PER_SHEET + 1) for position in range(len(shown))]
     with open(out / "selection.csv", "w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
@@ -282,4 +297,4 @@ def _write_forms(out: Path, shown: Sequence[Chosen]) -> None:
             writer = csv.writer(file)
             writer.writerow(FORM_COLUMNS)
             for (sheet, number), clip in zip(places, shown, strict=True):
-                writer.writerow((sheet, number, clip.clip_id, "", "", "", ""))
+                writer.writerow((sheet, number, clip.clip_id, "", "", "", INSPECT if clip.inspect else ""))

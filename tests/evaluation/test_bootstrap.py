@@ -7,8 +7,9 @@ from scipy.stats import norm
 from angio_ray.evaluation import bootstrap
 from angio_ray.evaluation.bootstrap import (
     WEIGHTED_FIGURES,
+    difference_interval,
     grouped_rows,
-    no_difference,
+    logit_interval,
     number_patients,
     patient_draws,
     percentile,
@@ -83,11 +84,28 @@ def test_few_patients_widen_the_percentiles_to_students_t() -> None:
 @pytest.mark.parametrize("patients", [8, 1000])
 def test_the_p_value_is_where_the_interval_touches_zero(patients: int) -> None:
     draws = norm.ppf(np.arange(1, 20_000) / 20_000) + 2.2
-    p_value = no_difference(draws, patients)
-    assert no_difference(-draws, patients) == pytest.approx(p_value)
-    low, _, _ = percentile(draws, patients, 1 - p_value) or (1, 0, 0)
-    assert low == pytest.approx(0, abs=0.01)
-    assert no_difference(np.zeros(50), patients) == 1
+    _, _, p_value = difference_interval(2.2, draws, patients - 1, patients) or (0, 0, 0)
+    back = difference_interval(-2.2, -draws, patients - 1, patients) or (0, 0, 0)
+    assert back[2] == pytest.approx(p_value)
+    low, _, _ = difference_interval(2.2, draws, patients - 1, patients, 1 - p_value) or (1, 0, 0)
+    assert low == pytest.approx(0, abs=1e-6)
+    assert difference_interval(0, np.zeros(50), patients - 1, patients) == (0, 0, 1)
+    assert difference_interval(0.1, np.full(50, 0.1), patients - 1, patients) is None
+
+
+def test_an_interval_on_the_logit_scale_stays_below_one_and_has_students_width() -> None:
+    draws = 0.5 + 0.01 * norm.ppf(np.arange(1, 20_000) / 20_000)
+    low, high, undefined = logit_interval(0.5, np.append(draws, np.nan), 10_000, 10_000) or (0, 0, 0)
+    assert [low, high] == pytest.approx([0.5 - 0.0196, 0.5 + 0.0196], abs=1e-4)
+    assert undefined == 1
+    few = logit_interval(0.5, draws, 4, 10_000) or (0, 0, 0)
+    assert few[1] - 0.5 == pytest.approx(0.0278, abs=1e-4)
+    low, high, _ = logit_interval(0.98, np.clip(draws + 0.48, 0, 1), 10, 100) or (0, 1, 0)
+    assert 1 - 0.98 > high - 0.98 > 0
+    assert 0.98 - low > high - 0.98
+    assert logit_interval(1.0, np.ones(50), 9, 10) is None
+    assert logit_interval(0.9, np.full(50, 0.9), 9, 10) is None
+    assert logit_interval(0.9, np.full(50, np.nan), 9, 10) is None
 
 
 def test_patients_are_numbered_and_none_may_be_missing() -> None:

@@ -90,7 +90,7 @@ def test_what_cannot_be_is_one_clear_line(
     assert main([*words, "--run", "one-class", "--labels", "readers"]) == 2
     assert main([*words, "--run", "r", "--labels", "readers", "--rule", "specificity"]) == 2
     said = capsys.readouterr().err.splitlines()
-    assert [len(said), "without a positive one" in said[0], "do not fit" in said[1]] == [2, True, True]
+    assert [len(said), "without a positive one" in said[0], "need --at-least" in said[1]] == [2, True, True]
     assert not (tmp_path / "b").exists()
 
 
@@ -112,3 +112,10 @@ def test_clips_of_both_domains_set_no_threshold(bundle_folder: Path, tmp_path: P
     write_run(mixed, "with-it", {**all_scores(), (99, 0): 0.2}, bundle=digest)
     with pytest.raises(LabelError, match="both synthetic and of patients"):
         calibrate(mixed, bundle_folder, "with-it", "both", tmp_path / "c")
+
+
+def test_labels_from_review_are_said_to_be_a_selection(scored: TableRoot, bundle_folder: Path, tmp_path: Path) -> None:
+    file = Path(scored.uri("labels")).parents[1] / "labels.csv"
+    store_labels(scored, "read", join_labels(scored, KEY, read_label_file(file)), origin="review")
+    found = calibrate(scored, bundle_folder, "r", "read", tmp_path / "b")
+    assert any(f"{len(OWN)} of {len(OWN)} labels are from review sheets" in note for note in found.notes)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import re
 from pathlib import Path
 
 import numpy as np
@@ -12,19 +13,21 @@ from sklearn.metrics import roc_auc_score
 
 from angio_ray.cli import main
 from angio_ray.judging.evaluate import OUT_OF_FOLD, Evaluation, evaluate_experiment, evaluate_run
+from angio_ray.judging.report import write_report
 from angio_ray.models.bundles import BundleError, load_bundle, save_bundle
 from angio_ray.pseudonyms import KeyMissing
 from angio_ray.tables.root import TableRoot, TablesError
 from angio_ray.tables.row_sets import read_set, write_set
 from angio_ray.tables.sql import query
 from angio_ray.training.folds import FoldPlan, ensure_folds
-from angio_ray.training.labels import join_labels, read_label_file, task_clips
+from angio_ray.training.labels import join_labels, read_label_file, store_labels, task_clips
 from angio_ray.training.predictions import ModelFacts, write_fold_predictions
 from tests.judging.conftest import (
     EACH,
     PATIENTS,
     all_scores,
     clip_id,
+    make_bundle,
     patient_id,
     probability,
     site,
@@ -266,7 +269,8 @@ def test_an_experiment_is_judged_out_of_fold_and_its_models_against_each_other(t
     (a, b, paired) = found.comparisons[0]
     assert (a.model, b.model, paired.num_rows) == ("r18_3d", "x3d_s", PATIENTS * EACH - 1)
     text = printed(found)
-    assert "mean ± sd of 3 folds" in text
+    assert "folds: mean ± sd;" in text
+    assert "mean of 3 folds" in text
     assert "x3d_s, out of fold less r18_3d, out of fold" in text
     assert "synthetic clips" in text
     assert evaluate_experiment(trained, "e", key=KEY, resamples=FEW).num_rows == 0
@@ -280,20 +284,92 @@ def test_validation_rows_are_in_no_figure(trained: TableRoot) -> None:
     assert all("validation" not in set(m.assessment.rows["part"].to_pylist()) for m in found.models)
 
 
-def test_patients_whom_a_fold_has_seen_are_known_from_the_tables(trained: TableRoot) -> None:
-    """A run scored by one fold's own bundle: its folder is not needed."""
+def test_patients_whom_a_fold_has_seen_are_known_from_its_bundle_alone(trained: TableRoot, tmp_path: Path) -> None:
+    """A fold's rows do not say whom the weights that it began from have seen."""
+    left = tmp_path / "tables.training" / "e" / "bundles" / "fold-0" / "quality"  # as `train` leaves it
+    made = make_bundle(tmp_path / "elsewhere" / "e" / "bundles" / "fold-0" / "quality", patients=range(7))
     facts = {"experiment": "e2", "model": "x3d_s", "data": "folds", "fold": 0}
     rows = read_set(trained, "predictions", experiment="e", model="x3d_s", data="folds", fold=0)
-    digest = "a" * 64
     drop = ["experiment", "bundle", "predicted_at", "code_version"]
-    rows = rows.drop_columns(drop).append_column("bundle", pa.array([digest] * len(rows)))
+    rows = rows.drop_columns(drop).append_column("bundle", pa.array([made.digest] * len(rows)))
     write_set(trained, "predictions", rows, replace=True, **facts)
-    write_run(trained, "scored-by-fold", all_scores(), bundle=digest, synthetic=True)
-    found = evaluate_run(trained, "scored-by-fold", "readers", key=KEY, resamples=FEW)
-    test = pc.sum(pc.equal(rows["part"], "test")).as_py()
-    assert found.models[0].model == "x3d_s"
-    assert found.models[0].assessment.metrics.num_rows == test
-    assert found.models[0].assessment.num_in_sample == PATIENTS * EACH - test
+    write_run(trained, "scored-by-fold", all_scores(), bundle=made.digest, synthetic=True)
+    with pytest.raises(TablesError, match="name its folder with --bundle"):
+        evaluate_run(trained, "scored-by-fold", "readers", key=KEY, resamples=FEW)
+    places = [tmp_path / "elsewhere"]
+    found = evaluate_run(trained, "scored-by-fold", "readers", key=KEY, bundles=places, resamples=FEW)
+    assert found.models[0].assessment.num_in_sample == 7 * EACH
+    left.parent.mkdir(parents=True)
+    (tmp_path / "elsewhere" / "e" / "bundles" / "fold-0" / "quality").rename(left)
+    again = evaluate_run(trained, "scored-by-fold", "readers", key=KEY, resamples=FEW)
+    assert again.models[0].assessment.num_in_sample == 7 * EACH
+
+
+def test_models_of_two_experiments_are_compared_on_the_clips_that_both_held_out(trained: TableRoot) -> None:
+    clips, targets = task_clips(read_set(trained, "labels", label_set="readers"))
+    clips = clips.append_column("acquisition_id", clips["clip_id"])
+    split = ensure_folds(trained, "split", clips, targets, FoldPlan(scheme="split"))
+    of = {clip_id(p, c): (p, c) for p in range(PATIENTS) for c in range(EACH)}
+    facts = ModelFacts(experiment="alone", model="r18_3d", threshold=0.5, label_set="readers", bundle="alone-b")
+    fold = split.fold(0)
+    ids = [*fold.validation["clip_id"].to_pylist(), *fold.test["clip_id"].to_pylist()]
+    write_fold_predictions(trained, facts, split, 0, {name: probability(*of[name], 0.3) for name in ids}, clips)
+    found = evaluate_experiment(trained, "e", against="alone", key=KEY, resamples=FEW)
+    across = {(a.experiment, a.model, b.experiment, b.model): p for a, b, p in found.comparisons}
+    assert set(across) == {
+        ("alone", "r18_3d", "e", "r18_3d"), ("alone", "r18_3d", "e", "x3d_s"), ("e", "r18_3d", "e", "x3d_s"),
+    }  # fmt: skip
+    paired = across["alone", "r18_3d", "e", "x3d_s"]
+    assert paired.num_rows == fold.test.num_rows
+    row = one(metrics(trained, "e", "x3d_s", OUT_OF_FOLD), "auc", "pooled", compared_with="alone/r18_3d")
+    assert (row["value"], row["num_clips"]) == (paired.differences["auc"].estimate, fold.test.num_rows)
+    assert "e: x3d_s, out of fold less alone: r18_3d, out of fold" in printed(found)
+    evaluate_experiment(trained, "e", key=KEY, resamples=FEW)  # a comparison with another experiment stays
+    assert one(metrics(trained, "e", "x3d_s", OUT_OF_FOLD), "auc", "pooled", compared_with="alone/r18_3d") == row
+    with pytest.raises(TablesError, match="the same experiment"):
+        evaluate_experiment(trained, "e", against="e")
+    with pytest.raises(TablesError, match="no predictions of experiment gone"):
+        evaluate_experiment(trained, "e", against="gone")
+
+
+def test_labels_from_review_are_said_to_be_a_selection(trained: TableRoot, tmp_path: Path) -> None:
+    join = join_labels(trained, KEY, read_label_file(tmp_path / "labels.csv"))
+    store_labels(trained, "read", join, origin="review")
+    made = make_bundle(tmp_path / "b" / "quality")
+    write_run(trained, "r", all_scores(), bundle=made.digest, synthetic=True)
+    text = printed(evaluate_run(trained, "r", "read", key=KEY, bundles=[tmp_path / "b"], resamples=FEW))
+    assert "120 of 120 labels are from review sheets" in text
+    assert "names no training patients" in text
+    assert "review sheets" not in printed(evaluate_experiment(trained, "e", key=KEY, resamples=FEW))
+    write_report(trained, tmp_path / "r.html", experiments=["e"], runs=["r"], examples=0, resamples=FEW)
+    page = (tmp_path / "r.html").read_text("utf-8")
+    assert page.count("120 of 120 labels are from review sheets") == 1
+    assert page.count("names no training patients, so none could be marked in-sample") == 1
+    assert "From left-out folds to another set" not in page  # another bundle scored the set
+
+
+@pytest.mark.parametrize("width", [80, 200])
+def test_no_number_is_broken(trained: TableRoot, width: int) -> None:
+    out = io.StringIO()
+    evaluate_experiment(trained, "e", key=KEY, resamples=FEW).print(Console(file=out, width=width))
+    lines = out.getvalue().splitlines()
+    intervals = next(line for line in lines if line.startswith("95 %")).split()[2:]
+    assert len(intervals) == 6
+    assert all(re.fullmatch(r"[01]\.\d{3}-[01]\.\d{3}", text) for text in intervals)
+    row = next(line for line in lines if line.startswith("  RCA")).rstrip()
+    assert re.fullmatch(r"  RCA +60 +30 +15( +[01]\.\d\d){3} +\d+\.\d %", row)
+
+
+def test_a_fact_with_one_value_is_named(trained: TableRoot) -> None:
+    store = read_set(trained, "labels", label_set="readers").drop_columns(["label_set", "added_at"])
+    same = store.set_column(store.column_names.index("artery"), "artery", pa.array(["LCA"] * len(store), pa.string()))
+    write_set(trained, "labels", same, replace=True, label_set="readers")
+    found = evaluate_experiment(trained, "e", key=KEY, resamples=FEW)
+    assert found.models[0].assessment.one_value == {"artery": "LCA"}
+    assert "one value only: artery (LCA)" in printed(found)
+    rows = metrics(trained, "e", "x3d_s", OUT_OF_FOLD)
+    row = one(rows, "prevalence", "pooled", subgroup="artery", subgroup_value="LCA")
+    assert row["num_clips"] == PATIENTS * EACH
 
 
 def test_an_experiment_that_is_not_there_names_those_that_are(trained: TableRoot) -> None:
@@ -312,6 +388,8 @@ def test_an_experiment_that_is_not_there_names_those_that_are(trained: TableRoot
         (["--experiment", "e", "--data", "d"], "go with --run"),
         (["--experiment", "e", "--resamples", "5"], "at least 100"),
         (["--experiment", "e"], "there is no table runs"),
+        (["--experiment", "e", "--against", "e"], "--against e: the same experiment"),
+        (["--run", "r", "--labels", "l", "--against", "r"], "--against r: the same run"),
     ],
 )
 def test_what_cannot_be_is_said_and_nothing_is_made(

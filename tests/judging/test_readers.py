@@ -84,7 +84,7 @@ def test_conflicts_go_out_and_come_back_settled(forms: tuple[TableRoot, Path, Pa
     assert len(found.labels) == 37 + len(found.settled)
     assert found.settled == {clip_id(0, 0): "unsatisfactory"}
     assert found.stored == len(found.labels)
-    with pytest.raises(SetDiffers):
+    with pytest.raises(SetDiffers, match="--replace"):
         read_forms(root, KEY, (a, b), labels="read", resamples=200)
 
 
@@ -96,6 +96,9 @@ def test_faults_of_a_form_are_named(forms: tuple[TableRoot, Path, Path], tmp_pat
     b.write_text("\n".join(lines) + "\n")
     found = read_forms(root, KEY, (a, b), resamples=200)
     assert any("1 invalid_value (left out): line 2 (quality)" in note for note in found.notes)
+    assert any("line 2: quality is satisfactory or unsatisfactory" in note for note in found.notes)
+    with pytest.raises(LabelError, match="twice"):
+        read_forms(root, KEY, (a, a))
     assert any("2 conflict (left out)" in note for note in found.notes)
     assert found.agreement.num_both == 37
     empty = write_form(tmp_path / "empty.csv", dict.fromkeys(CLIPS, ""))

@@ -98,6 +98,10 @@ def test_the_page_says_what_it_is_and_on_which_data(page: Path) -> None:
     assert "test set, 15 % of 857 satisfactory and 180 unsatisfactory" in text
     assert "1,966" in text, "the paper's confusion matrix"
     assert "truncated" in text
+    assert "ROC of all nets, left-out clips" in text
+    assert "ResNet-18 3D: folds quality-k3-s0, 120 clips" in text
+    assert "From left-out folds to another set" in text, "the run was scored by the experiment's bundle"
+    assert "15 bins of about 8 clips: rough" in text
     assert "labelled clips without a score, in no figure: 1 (rejected: frame_time_unknown)" in text
 
 
@@ -177,6 +181,13 @@ def test_the_command_writes_the_file_and_names_what_is_missing(
     assert capsys.readouterr().err == "angio-ray: there is no experiment other in these tables; there is nets, night\n"
     assert main(["report", "--tables", tables, "--examples", "0", "--out", str(tmp_path / "no" / "x.html")]) == 2
     assert "No such file or directory" in capsys.readouterr().err
+    for words, said in (
+        (["--examples", "-1"], "--examples -1: 0 or more"),
+        (["--time-clips", "-2"], "--time-clips -2: 0 or more"),
+        (["--bundles", "/nope"], "--bundles /nope: there is no such folder"),
+    ):
+        assert main(["report", "--tables", tables, *words]) == 2
+        assert capsys.readouterr().err == f"angio-ray: {said}\n"
 
 
 # -- in a browser ----------------------------------------------------------------------------------------------------
@@ -241,7 +252,7 @@ def test_in_a_browser_nothing_overlaps_or_sticks_out(page: Path, tmp_path: Path,
     assert found["wide"] == []
     assert found["overlaps"] == []
     assert found["letters"] == []
-    assert len(found["plots"]) == 8, "four figures for the folds, four for the set"
+    assert len(found["plots"]) == 9, "one of all nets, four figures for the folds, four for the set"
     assert min(found["plots"]) > 300
     assert min(found["texts"]) > 8, "axes have their numbers and names"
     assert found["images"]

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import csv
 import os
+import re
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from angio_ray.judging.sheets import CLIPS_PER_SHEET, READERS, SHOWN_FRAMES, WINDOW, choose_clips, make_sheets
+from angio_ray.judging.readers import read_forms
+from angio_ray.judging.sheets import CLIPS_PER_SHEET, INSPECT, READERS, SHOWN_FRAMES, WINDOW, choose_clips, make_sheets
 from angio_ray.phantom import generate, write_broken
 from angio_ray.tables.root import TableRoot, TablesError
 from angio_ray.training.labels import join_labels, read_label_file, store_labels
@@ -65,6 +67,20 @@ def test_sheets_show_frames_and_the_forms_hold_pseudonyms_only(scored: tuple[Tab
     assert {row["clip_id"] for row in rows} <= known
     assert [row["clip_id"] for row in rows] == sorted(row["clip_id"] for row in rows)  # kinds are mixed
     assert all(row["quality"] == "" for row in rows)
+    reasons = {row["clip_id"]: row["reason"] for row in root.open("clips").to_pyarrow_table().to_pylist()}
+    inspect = [row["clip_id"] for row in rows if reasons[row["clip_id"]] is not None]
+    assert inspect == [row["clip_id"] for row in rows if row["comment"] == INSPECT]
+    assert found.num_inspect == len(inspect) > 0
+    assert f"{len(inspect)} of the rejected are for inspection only: no label is asked for" in "\n".join(found.lines())
+    for name in READERS:  # a label of one is not taken, and that is said once
+        text = (tmp_path / "review" / name).read_text("utf-8")
+        (tmp_path / name).write_text(re.sub(r"^((?:[^,]*,){3}),", r"\1satisfactory,", text, flags=re.MULTILINE))
+    reading = read_forms(root, KEY, (tmp_path / READERS[0], tmp_path / READERS[1]), resamples=100)
+    assert [n for n in reading.notes if "reject" in n] == [
+        f"  {len(inspect):,} labels of rejected clips not taken: these are for inspection only"
+    ] * 2
+    assert not [n for n in reading.notes if "unreadable" in n]
+    assert not set(inspect) & set(reading.labels)
     original = {
         str(row[n]) for row in root.open("clips").to_pyarrow_table().to_pylist() for n in ("dicom_patient_id", "uri")
     }
