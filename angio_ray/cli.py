@@ -317,10 +317,11 @@ def evaluate(
     labels:
         A set of labels in the tables, or a CSV or Parquet file.
     against:
-        Another run on the same labels: differences are --run less this one.
+        With --run another run on the same labels, else another experiment: differences are --run (--experiment) less this
+        one, on the clips that both held out.
     bundle:
-        Folder of the bundle that scored, or a folder of bundles, where it does not ship: it names the patients that the model
-        has seen. May be given several times.
+        Folder in which the bundle that scored is looked for, at any depth, where it neither ships nor lies in
+        TABLES.training: it names the patients that the model has seen. May be given several times.
     data:
         Name of these clips in `predictions` and `metrics`. Default: that of the labels.
     key_file:
@@ -334,8 +335,8 @@ def evaluate(
 
     if (run is None) != (labels is None) or (run is None and experiment is None):
         raise ConfigError("evaluate takes --experiment E, or --run R with --labels L")
-    if run is None and (against or bundle or data):
-        raise ConfigError("--against, --bundle and --data go with --run")
+    if run is None and (bundle or data):
+        raise ConfigError("--bundle and --data go with --run")
     if resamples < 100:
         raise ConfigError(f"--resamples {resamples}: at least 100")
     root = _root(tables, clips)
@@ -354,7 +355,7 @@ def evaluate(
                 resamples=resamples,
             )
         else:
-            found = evaluate_experiment(root, str(experiment), key=key, resamples=resamples)
+            found = evaluate_experiment(root, str(experiment), against=against, key=key, resamples=resamples)
     found.print(Console(highlight=False))
     return 0
 
@@ -393,7 +394,12 @@ def calibrate(
     """
     from angio_ray.judging.calibrate import calibrate as run_calibrate
     from angio_ray.judging.labelled import optional_key
+    from angio_ray.scoring.config import ConfigError
 
+    if (rule == "youden") != (at_least is None):
+        raise ConfigError("--rule sensitivity and --rule specificity need --at-least, --rule youden takes none")
+    if at_least is not None and not 0 <= at_least <= 1:
+        raise ConfigError(f"--at-least {at_least:g}: a share from 0 to 1")
     root = _root(tables, clips)
     with _argument_errors():
         key = optional_key(tables, key_file)
@@ -505,12 +511,18 @@ def report(
     time_clips:
         Clips that each net is timed on for the table of cost; 0: not timed.
     """
+    from angio_ray.judging.labelled import training_folder
     from angio_ray.judging.report import write_report
+    from angio_ray.scoring.config import ConfigError
 
-    trained = Path(tables.removeprefix("file://").rstrip("/") + ".training")
+    for name, number in (("examples", examples), ("time-clips", time_clips)):
+        if number < 0:
+            raise ConfigError(f"--{name} {number}: 0 or more")
+    if bundles is not None and not bundles.is_dir():
+        raise ConfigError(f"--bundles {bundles}: there is no such folder")
     with _argument_errors():
         done = write_report(
-            _root(tables, clips), out, experiments=experiment, runs=run, bundles=[bundles or trained],
+            _root(tables, clips), out, experiments=experiment, runs=run, bundles=[bundles or training_folder(tables)],
             examples=examples, time_clips=time_clips,
         )  # fmt: skip
     say = Console(stderr=True, highlight=False, soft_wrap=True)

@@ -1,10 +1,11 @@
 """How the phantom's pictures compare with real ones: grey levels, noise, vessel contrast and halos, as a table.
 
-    python benchmarks/phantom_realism.py [--clips 24] [--seed 5] [--site unseen] [--sheet beside.png]
+    python benchmarks/phantom_realism.py [--clips 24] [--seed 5] [--site unseen] [--sheet beside.png] [--plot curves.svg]
 
 Real input: the human clip 0002.DCM and the eight cath-lab files of a silicone phantom, from the folder that the tests
 use (ANGIO_RAY_TEST_DATA). Of the phantom: satisfactory clips, 512x512, one line per style of detector and one for all
-(median, and the 10th to 90th percentile). Grey levels are brought to 0..255 whatever the bits stored.
+(median, and the 10th to 90th percentile). Grey levels are brought to 0..255 whatever the bits stored. The plot shows
+histograms of grey levels and noise power spectra; it holds no picture of a patient.
 """
 
 from __future__ import annotations
@@ -27,6 +28,10 @@ SHARED_DATA = Path(os.environ.get("ANGIO_RAY_TEST_DATA", Path(__file__).parents[
 MOST_FRAMES = 60
 PATCH = 64
 """Edge of the patches whose noise spectrum is taken, px."""
+FREQUENCY = np.hypot(np.fft.fftfreq(PATCH)[:, None], np.fft.fftfreq(PATCH)[None])
+"""Of each bin of a patch's spectrum, cycles a pixel."""
+RINGS = np.linspace(0.02, 0.5, 25)
+"""Edges of the rings of frequency."""
 RIDGE = 27
 """Widest dark line that counts as a vessel, px."""
 Frames = NDArray[np.float32]
@@ -59,13 +64,17 @@ class Look:
     """How much brighter the rim beside the strongest lines is than what lies further off, share of their depth."""
 
 
-def measure(frames: Frames) -> Look:
-    """All measures of one clip (T, H, W), 0..255."""
-    mean = frames.mean(axis=0)
-    lit = (cv2.GaussianBlur(mean, (0, 0), 4) > 12).astype(np.uint8)
+def _field(frames: Frames) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
+    """Where the shutter lets light through, and the same well inside its edge."""
+    lit = (cv2.GaussianBlur(frames.mean(axis=0), (0, 0), 4) > 12).astype(np.uint8)
     lit[[0, -1]] = 0
     lit[:, [0, -1]] = 0
-    field = cv2.erode(lit, np.ones((41, 41), np.uint8)) > 0
+    return lit > 0, cv2.erode(lit, np.ones((41, 41), np.uint8)) > 0
+
+
+def measure(frames: Frames) -> Look:
+    """All measures of one clip (T, H, W), 0..255."""
+    _, field = _field(frames)
     values = frames[len(frames) // 2][field]
     p5, p50, p95 = (float(x) for x in np.percentile(values, [5, 50, 95]))
     means = frames[:, field].mean(axis=1)
@@ -94,26 +103,44 @@ def _noise(frames: Frames, field: NDArray[np.bool_]) -> tuple[float, float, floa
     fast = np.stack([c - cv2.blur(c, (15, 15)) for c in change])
     level = float(np.median(np.median(np.abs(fast), axis=0)[field]) / 0.6745)
 
+    grains, fines, memories = [], [], []
+    for patch in _still_patches(change, field):
+        power, variance = _power(patch), float(np.square(patch).mean())
+        grains.append(float((patch[:, :, 1:] * patch[:, :, :-1]).mean()) / variance)
+        fines.append(float(power[FREQUENCY > 0.25].sum() / power.sum()))
+        # differences of independent noise correlate by -1/2; noise that stays by a share m, by (m - 1) / 2
+        memories.append(1 + 2 * float((patch[1:] * patch[:-1]).mean()) / variance)
+    return level, float(np.median(grains)), float(np.median(fines)), float(np.median(memories))
+
+
+def _still_patches(change: Frames, field: NDArray[np.bool_], count: int = 6) -> list[Frames]:
+    """The differences between frames where least else changes, (T, PATCH, PATCH) each, slow changes taken out."""
     corners = [
         (y, x)
         for y in range(0, field.shape[0] - PATCH, PATCH // 2)
         for x in range(0, field.shape[1] - PATCH, PATCH // 2)
         if field[y : y + PATCH, x : x + PATCH].all()
     ]
-    corners.sort(key=lambda at: float(np.abs(change[:, at[0] : at[0] + PATCH, at[1] : at[1] + PATCH]).mean()))
+    patches = [change[:, y : y + PATCH, x : x + PATCH] for y, x in corners]
+    patches.sort(key=lambda patch: float(np.abs(patch).mean()))
+    return [p - cv2.blur(np.moveaxis(p, 0, -1), (31, 31)).transpose(2, 0, 1) for p in patches[:count]]
+
+
+def _power(patch: Frames) -> NDArray[np.float64]:
+    """Mean power spectrum of a patch's frames, (PATCH, PATCH), per frequency bin."""
     window = np.outer(np.hanning(PATCH), np.hanning(PATCH))
-    frequency = np.hypot(np.fft.fftfreq(PATCH)[:, None], np.fft.fftfreq(PATCH)[None])
-    grains, fines, memories = [], [], []
-    for y, x in corners[:6]:
-        patch = change[:, y : y + PATCH, x : x + PATCH]
-        patch = patch - cv2.blur(np.moveaxis(patch, 0, -1), (31, 31)).transpose(2, 0, 1)
-        power = np.square(np.abs(np.fft.fft2(patch * window))).mean(axis=0)
-        variance = float(np.square(patch).mean())
-        grains.append(float((patch[:, :, 1:] * patch[:, :, :-1]).mean()) / variance)
-        fines.append(float(power[frequency > 0.25].sum() / power.sum()))
-        # differences of independent noise correlate by -1/2; noise that stays by a share m, by (m - 1) / 2
-        memories.append(1 + 2 * float((patch[1:] * patch[:-1]).mean()) / variance)
-    return level, float(np.median(grains)), float(np.median(fines)), float(np.median(memories))
+    power: NDArray[np.float64] = np.square(np.abs(np.fft.fft2(patch * window))).mean(axis=0)
+    return power
+
+
+def curves(frames: Frames) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Share of the field's pixels per 4 grey levels, and the noise's power per ring of frequency, grey levels squared."""
+    lit, field = _field(frames)
+    grey = np.histogram(frames[len(frames) // 2][lit], bins=64, range=(0, 256))[0] / max(1, int(lit.sum()))
+    patches = _still_patches(np.diff(frames[-24:], axis=0) / np.float32(np.sqrt(2)), field)
+    power = np.median([_power(patch) for patch in patches], axis=0) / np.square(np.hanning(PATCH)).sum() ** 2
+    rings = np.digitize(FREQUENCY, RINGS) - 1
+    return grey, np.array([power[rings == ring].mean() for ring in range(len(RINGS) - 1)])
 
 
 def _lines(frames: Frames, field: NDArray[np.bool_]) -> tuple[float, float]:
@@ -179,12 +206,37 @@ def write_sheet(path: str, pictures: list[Frames], columns: int = 4, edge: int =
     cv2.imwrite(path, np.vstack(rows))
 
 
+def write_plot(path: str, kinds: dict[str, list[Frames]]) -> None:
+    """Both curves of every kind of clip: medians over its clips, a band for the 10th to 90th percentile where there are 5."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    from matplotlib import pyplot as plt
+
+    figure, (left, right) = plt.subplots(1, 2, figsize=(11, 4), layout="constrained")
+    for name, clips in kinds.items():
+        found = [curves(clip) for clip in clips]
+        for axis, x, ys in (
+            (left, np.arange(64) * 4 + 2, np.array([grey for grey, _ in found])),
+            (right, (RINGS[1:] + RINGS[:-1]) / 2, np.array([power for _, power in found])),
+        ):
+            (line,) = axis.plot(x, np.median(ys, axis=0), label=f"{name} ({len(clips)})", linewidth=1.6)
+            if len(clips) >= 5:
+                band = np.percentile(ys, [10, 90], axis=0)
+                axis.fill_between(x, *band, color=line.get_color(), alpha=0.12, linewidth=0)
+    left.set(xlabel="grey level", ylabel="share of the field's pixels", title="Grey levels inside the shutter")
+    right.set(xlabel="cycles a pixel", ylabel="noise power, grey levels²", yscale="log", title="Noise between frames")
+    left.legend(frameon=False, fontsize=9)
+    figure.savefig(path, metadata={"Date": None})
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--clips", type=int, default=24, help="clips of the phantom")
     parser.add_argument("--seed", type=int, default=5)
     parser.add_argument("--site", choices=("seen", "unseen"), default="seen")
     parser.add_argument("--sheet", help="PNG to write, with a frame of each clip")
+    parser.add_argument("--plot", help="SVG to write, with histograms and noise power")
     options = parser.parse_args()
     cv2.setNumThreads(1)
 
@@ -192,6 +244,7 @@ def main() -> None:
     print("| clips | n | " + " | ".join(names) + " |")
     print("|---" * (len(names) + 2) + "|")
     pictures = []
+    kinds: dict[str, list[Frames]] = defaultdict(list)
     real = {
         "0002.DCM": [SHARED_DATA / "xa_real" / "0002.DCM"],
         "cath lab, silicone": sorted((SHARED_DATA / "xa_phantom_cathlab").glob("*.dcm")),
@@ -201,13 +254,17 @@ def main() -> None:
         pictures += [clip[len(clip) // 2] for clip in clips]
         if clips:
             show(name, [measure(clip) for clip in clips])
+            kinds[name] = clips
     styles: dict[str, list[Look]] = defaultdict(list)
     for style, frames in render_clips(options.clips, options.seed, options.site):
         pictures.append(frames[len(frames) // 2])
         styles[style].append(measure(frames))
+        kinds[f"phantom, {options.site} site"].append(frames)
     for style, looks in sorted(styles.items()):
         show(style, looks)
     show(f"phantom, {options.site} site", [look for looks in styles.values() for look in looks])
+    if options.plot:
+        write_plot(options.plot, kinds)
     if options.sheet:
         write_sheet(options.sheet, pictures)
 

@@ -57,6 +57,36 @@ def over_time(scene: Scene, count: int = 8) -> list[Picture]:
     ]
 
 
+def diseased(count: int = 4) -> list[Picture]:
+    """Calcium before contrast and under it, in the same phase of the beat; occlusions early and late in the run."""
+    tiles: list[Picture] = []
+    calcium = replace(CONFIG, protocol="calcium", frames=(120, 120), seed=79)
+    for scene in scenes("satisfactory", 0, CONFIG.patients, calcium):
+        if scene.tree is None or len(scene.tree.calcifications) < 3:
+            continue
+        rendered = render(scene)
+        full = int(rendered.filling_T.argmax())
+        before = np.flatnonzero(rendered.filling_T < 0.01)
+        before = before[before < full]
+        like = int(before[np.abs(scene.motion.phase_T[before] - scene.motion.phase_T[full]).argmin()])
+        for f, what in ((like, "before contrast"), (full, "same phase, contrast")):
+            tiles.append(shown(rendered.frames_THW, f, f"calcium, {what}", scene.detector.bits))
+        if len(tiles) == 2 * count:
+            break
+    for scene in scenes("satisfactory", 0, CONFIG.patients):
+        if scene.tree is None or not any(s.percent >= 100 for s in scene.tree.stenoses):
+            continue
+        rendered = render(scene)
+        full = int(rendered.filling_T.argmax())
+        segment = next(s.segment for s in scene.tree.stenoses if s.percent >= 100)
+        late = min(full + 20, len(rendered.frames_THW) - 1)
+        for f, what in ((full, "full contrast"), (late, "later")):
+            tiles.append(shown(rendered.frames_THW, f, f"{segment} occluded, {what}", scene.detector.bits))
+        if len(tiles) == 4 * count:
+            break
+    return tiles
+
+
 def write(path: Path, tiles: Sequence[Picture], columns: int) -> None:
     """Tiles in rows as a JPEG."""
     tiles = list(tiles) + [np.zeros_like(tiles[0])] * (-len(tiles) % columns)
@@ -103,6 +133,7 @@ def main(argv: list[str] | None = None) -> int:
     plan = plan_patient(CONFIG, 3)
     pair = [*over_time(plan_scene(plan, 0, "satisfactory")), *over_time(plan_scene(plan, 0, "poor_engagement"))]
     write(args.out / "over_time.jpg", pair, 8)
+    write(args.out / "disease.jpg", diseased(), 8)
     unseen = replace(CONFIG, site="unseen", seed=78)
     write(args.out / "unseen_site.jpg", [fullest(s) for s in scenes("satisfactory", 0, 8, unseen)], 4)
     write(args.out / "ct.jpg", [tile for seed in (1, 2, 3) for tile in ct_tiles(seed)], 8)

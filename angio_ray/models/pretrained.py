@@ -70,7 +70,7 @@ def load_pretrained(name: str, net: nn.Module, path: str | Path | None = None, *
         raise PretrainedError(f"only {len(matched)} of the {len(wanted)} tensors of {name} are in the weights: of another net")
     net.load_state_dict(matched, strict=False)
     if unused:
-        log.info("%d pretrained tensors of %s are not used, such as %s", len(unused), name, sorted(unused)[0])
+        log.info("%d pretrained tensors are not used by %s: %s", len(unused), name, ", ".join(sorted(unused)))
     # Old files lack the batch counters; they play no part where momentum is set, as in all of these nets.
     return sorted(k for k in wanted.keys() - matched.keys() if not k.endswith("num_batches_tracked"))
 

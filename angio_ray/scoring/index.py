@@ -6,8 +6,10 @@ import time
 from dataclasses import dataclass
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import ray
 
+from angio_ray.clip import Reason, is_transient
 from angio_ray.dicom.reader import Limits
 from angio_ray.pseudonyms import PatientIdentity, PseudonymKey
 from angio_ray.scoring.cluster import check_nodes_see, ray_cluster
@@ -23,6 +25,8 @@ from angio_ray.tables.clip_log import ClipLog
 from angio_ray.tables.fence import TableUnwritable
 
 _COMMIT_S = 10.0
+_PASSES = 2
+"""Times that an object with a transient reason is tried."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +39,8 @@ class IndexSummary:
     """Objects that `clips` had already, unchanged."""
     rejected: int
     """Objects with a reason in place of header facts."""
+    postponed: int
+    """Of these, objects that could not be read this time and are not in `clips`: the next `index` tries them again."""
     seconds: float
 
 
@@ -47,9 +53,18 @@ def index(config: IndexConfig) -> IndexSummary:
     patients = load_patients(config.patient_map, key, root)
     clip_log = ClipLog(root)
     keys = pa.concat_tables(listing(source, key))
-    fresh = clip_log.absent(keys)
-    written, rejected = _index(config, source, fresh, len(keys), key, patients, clip_log) if len(fresh) else (0, 0)
-    return IndexSummary(written, len(keys) - len(fresh), rejected, time.monotonic() - started)
+    fresh = left = clip_log.absent(keys)
+    written = rejected = 0
+    transient: dict[str, str] = {}
+    for _ in range(_PASSES):
+        if not len(left):
+            break
+        now, faults, again = _index(config, source, left, len(keys), key, patients, clip_log)
+        written, rejected, transient = written + now, rejected - len(transient) + faults, again
+        left = left.filter(pc.is_in(left["object_id"], pa.array(list(transient), pa.string())))
+    # what timed out or took too much memory each time is of the object; what could not be read is of the store
+    postponed = sum(reason == Reason.READ_ERROR for reason in transient.values())
+    return IndexSummary(written, len(keys) - len(fresh), rejected, postponed, time.monotonic() - started)
 
 
 def _index(
@@ -60,9 +75,13 @@ def _index(
     key: PseudonymKey,
     patients: PatientIdentity,
     clip_log: ClipLog,
-) -> tuple[int, int]:
-    """Stream the keys through decode workers that read headers only; (rows written, objects with a reason)."""
+) -> tuple[int, int, dict[str, str]]:
+    """Stream the keys through decode workers that read headers only.
+
+    Gives rows written, objects with a reason, and of those object_id -> reason that `clips` did not take (transient).
+    """
     written = 0
+    transient: dict[str, str] = {}
     with ray_cluster() as nodes, Progress(total, total - len(keys)) as progress:
         if not source.is_s3:
             check_nodes_see(config.source)
@@ -84,6 +103,11 @@ def _index(
         try:
             for block in rows.iter_batches(batch_size=None, batch_format="pyarrow"):
                 buffer.append(clip_rows(block, key=key, patients=patients))
+                transient |= {
+                    row["object_id"]: row["reason"]
+                    for row in buffer[-1].select(["object_id", "reason", "detail", "sop_instance_uid"]).to_pylist()
+                    if row["sop_instance_uid"] is None and is_transient(row["reason"], row["detail"])
+                }
                 progress.add_statuses(["rejected" if reason else "indexed" for reason in block["reason"].to_pylist()])
                 if time.monotonic() - committed_at >= _COMMIT_S:
                     written += clip_log.append(pa.concat_tables(buffer))
@@ -99,4 +123,4 @@ def _index(
         finally:
             if ray.is_initialized():
                 ray.kill(ledger)  # the workers hold its handle: in a lasting cluster it would stay
-        return written, progress.counts["rejected"]
+        return written, progress.counts["rejected"], transient

@@ -150,6 +150,12 @@ class Storage:
         """
         return self._place.delta_options()
 
+    def filesystem(self) -> Any:
+        """The bucket (no folder) for a library that takes fsspec. Can be pickled, without keys that came from the environment:
+        they are found where it is used, and found anew when they end, which those of `delta_options` cannot be."""
+        assert isinstance(self._place, Bucket)
+        return self._place.filesystem()
+
 
 def _storage(uri: str, options: Mapping[str, str], retry: RetryPolicy) -> Storage:
     return Storage(uri, options, retry=retry)

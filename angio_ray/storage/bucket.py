@@ -38,6 +38,9 @@ if TYPE_CHECKING:
 _LOG = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
+_S3FS_OPTIONS = {"access_key_id": "key", "secret_access_key": "secret", "session_token": "token", "profile": "profile"}
+"""Our options and s3fs's names for them."""
+
 HEAD_BYTES = 256 * 1024
 """An S3 object's first request fetches this much: it holds nearly every header, and tells size and etag."""
 
@@ -227,6 +230,19 @@ class Bucket:
                 except botocore.exceptions.BotoCoreError as error:
                     raise StorageUnavailable(f"cannot use {self._uri}: {_one_line(error)}") from None
             return self._connected
+
+    def filesystem(self) -> S3FileSystem:
+        """The bucket for a library that takes fsspec, with s3fs's own retries."""
+        import s3fs
+
+        given = {name: self._options[key] for key, name in _S3FS_OPTIONS.items() if key in self._options}
+        return s3fs.S3FileSystem(
+            anon=self._is_anonymous(),
+            endpoint_url=self._endpoint(),
+            client_kwargs={"region_name": self._resolved_region()},
+            use_listings_cache=False,
+            **given,
+        )
 
     # requests
 

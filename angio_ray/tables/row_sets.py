@@ -24,7 +24,7 @@ from angio_ray.tables.fence import Fence, RunHeld
 from angio_ray.tables.root import TableRoot, TablesError
 from angio_ray.tables.schema import arrow_schema, conform
 
-__all__ = ["RunHeld", "SetDiffers", "read_set", "write_set"]
+__all__ = ["RunHeld", "SetDiffers", "check_set", "read_set", "write_set"]
 
 logger = logging.getLogger(__name__)
 
@@ -82,6 +82,14 @@ def write_set(root: TableRoot, table: str, rows: Rows, *, replace: bool = False,
     fresh = _complete(table, kind, rows, name)
     with _ONE_AT_A_TIME:
         return _write(root, table, kind, fresh, replace, name)
+
+
+def check_set(root: TableRoot, table: str, rows: Rows, **name: str | int | None) -> None:
+    """Raises SetDiffers where the name has other rows, as `write_set` would: before work that would be in vain."""
+    kind, name = _kind(table, name)
+    stored = read_set(root, table, **name)
+    if stored.num_rows and not _same(kind, stored, fresh := _complete(table, kind, rows, name)):
+        raise SetDiffers(_difference(table, kind, name, stored, fresh))
 
 
 def _write(

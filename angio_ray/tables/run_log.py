@@ -329,7 +329,7 @@ class RunLog:
         if event and self._fence.number_of(event["driver_id"]) != self._fence.number:
             event = {}  # someone claimed the run since and has not said who it is
         interval_s = event.get("interval_s") or self.interval_s
-        if _driver_is_gone(event):
+        if driver_is_gone(event):
             logger.info("run %s: its driver (pid %d here) is gone", self.run_id, event["pid"])
             return
         age_s = _age_s(self._fence, self.run_id)
@@ -357,7 +357,7 @@ class RunLog:
             "at": datetime.now(UTC),
             "fence": self._fence.number,
             "driver_id": self.driver_id,
-            "host": _host(),
+            "host": this_host(),
             "pid": os.getpid(),
             "interval_s": self.interval_s,
             "config_json": self._config_json,
@@ -497,7 +497,8 @@ def _resting(state: RunState, fence: Fence) -> bool:
     return fence.number in (event["fence"], fence.number_of(COMPACTION))
 
 
-def _host() -> str:
+def this_host() -> str:
+    """Name of this machine, and of the namespace that a pid means something in."""
     # a pid means something within its pid namespace: containers can share a host name
     try:
         return f"{socket.gethostname()}:{os.stat('/proc/self/ns/pid').st_ino}"
@@ -505,9 +506,9 @@ def _host() -> str:
         return f"{socket.gethostname()}:"
 
 
-def _driver_is_gone(event: Mapping[str, Any]) -> bool:
+def driver_is_gone(event: Mapping[str, Any]) -> bool:
     """Whether the claimed event's process ran on this machine and has ended."""
-    if event.get("event") != "claimed" or event["host"] != _host() or event["pid"] is None:
+    if event.get("event") != "claimed" or event["host"] != this_host() or event["pid"] is None:
         return False
     try:
         process = psutil.Process(event["pid"])

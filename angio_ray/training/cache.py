@@ -5,7 +5,8 @@
 Clips come through the reader, sandbox and sampling that scoring uses, by Ray Data, and each decoding worker writes what it
 has decoded: an interrupted run keeps its shards, and the next one decodes the rest. An entry is named by object and etag,
 the folder by all else that changes an input (window, assumed frame rate, SCORING_VERSION). A permanent reason is stored in
-place of a clip, a transient one is not. The cache holds pixels of patients under pseudonyms: keep it where the clips may be.
+place of a clip, and so is that it ran out of time or memory each time; that it could not be read is not. The cache holds
+pixels of patients under pseudonyms: keep it where the clips may be.
 Knows no labels, folds or models.
 
 Shapes: B rows asked for, T frames, H x W pixels.
@@ -28,7 +29,7 @@ import pyarrow as pa
 import ray
 from numpy.typing import NDArray
 
-from angio_ray.clip import is_transient
+from angio_ray.clip import Reason, is_transient
 from angio_ray.dicom.reader import Limits
 from angio_ray.sampling import ClipWindow
 from angio_ray.scoring.config import RunError
@@ -45,6 +46,8 @@ log = logging.getLogger(__name__)
 
 _PASSES = 2
 """Times that a clip with a transient reason is tried."""
+_OF_THE_CLIP = (Reason.DECODE_TIMEOUT, Reason.OUT_OF_MEMORY)
+"""Transient reasons that are final after that: one such clip would keep a training from ever beginning."""
 _CHANGED = "changed"
 """Reason of a clip that is not the one that `clips` knows: transient, the next run indexes it anew."""
 _SHARD = pa.schema(
@@ -79,12 +82,16 @@ def entry_name(object_id: str, etag: str | None) -> str:
 class ClipCache:
     """The inputs of one window in one place. Can be pickled; nothing is contacted before the first use."""
 
-    def __init__(self, place: Storage, window: ClipWindow, *, assume_fps: float | None = None) -> None:
+    def __init__(
+        self, place: Storage, window: ClipWindow, *, assume_fps: float | None = None, limits: Limits | None = None
+    ) -> None:
+        """`limits`: of one clip, as in scoring if not given."""
         facts = {**asdict(window), "assume_fps": assume_fps, "version": SCORING_VERSION}
         del facts["name"]
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
         self.window = window
         self.assume_fps = assume_fps
+        self.limits = limits or Limits()
         self.folder = Storage(place.child(f"{window.name}-{digest}"))
 
     def fill(self, clips: pa.Table, source: Storage, *, workers: int) -> CacheSummary:
@@ -126,6 +133,12 @@ class ClipCache:
                     else:
                         postponed[answer["object_id"]] = told
                 left = [i for i in left if names[i] not in found]
+            for i in left:
+                reason, detail = postponed[objects[names[i]]]
+                if reason in _OF_THE_CLIP:
+                    found[names[i]] = postponed.pop(objects[names[i]])
+                    self._write([{"entry": names[i], "input": None, "reason": reason, "detail": detail}])
+            left = [i for i in left if names[i] not in found]
         except StorageUnavailable as error:
             raise RunError(f"not finished: {error}; run the same command again", 1) from error
         rejected = {objects[n]: (r, d) for n in names if n in found for r, d in [found[n]] if r is not None}
@@ -197,13 +210,22 @@ class ClipCache:
                 ray.kill(ledger)
         return answers
 
+    def _write(self, shard: list[dict[str, Any]]) -> None:
+        batch = pa.RecordBatch.from_pylist(shard, _SHARD)
+        sink = pa.BufferOutputStream()
+        with pa.ipc.new_file(sink, _SHARD) as writer:
+            writer.write_batch(batch)
+        # the name says what is in it: a worker that dies and begins again writes the same file
+        name = hashlib.sha256("".join(row["entry"] for row in shard).encode()).hexdigest()[:24]
+        self.folder.write_bytes(self.folder.child(f"shard-{name}.arrow"), sink.getvalue().to_pybytes())
+
     def __reduce__(self) -> tuple[Any, ...]:
-        return _cache, (self.folder, self.window, self.assume_fps)
+        return _cache, (self.folder, self.window, self.assume_fps, self.limits)
 
 
-def _cache(folder: Storage, window: ClipWindow, assume_fps: float | None) -> ClipCache:
+def _cache(folder: Storage, window: ClipWindow, assume_fps: float | None, limits: Limits) -> ClipCache:
     cache = ClipCache.__new__(ClipCache)
-    cache.folder, cache.window, cache.assume_fps = folder, window, assume_fps
+    cache.folder, cache.window, cache.assume_fps, cache.limits = folder, window, assume_fps, limits
     return cache
 
 
@@ -255,7 +277,7 @@ class _CacheStage:
 
     def __init__(self, source: Storage, cache: ClipCache, ledger: Any) -> None:
         self.cache = cache
-        self.decode = DecodeStage(source, (cache.window,), ledger, limits=Limits(), assume_fps=cache.assume_fps)
+        self.decode = DecodeStage(source, (cache.window,), ledger, limits=cache.limits, assume_fps=cache.assume_fps)
 
     def __call__(self, keys: pa.Table) -> pa.Table:
         decoded = self.decode(keys)
@@ -273,18 +295,8 @@ class _CacheStage:
                 shard.append({"entry": entry, "input": row[columns[-1]] if reason is None else None,
                               "reason": reason, "detail": detail})  # fmt: skip
         if shard:
-            self._write(shard)
+            self.cache._write(shard)
         schema = pa.schema(
             [*(pa.field(n, pa.string()) for n in ("object_id", "etag", "reason", "detail")), ("kept", pa.bool_())]
         )
         return pa.Table.from_pylist(answers, schema)
-
-    def _write(self, shard: list[dict[str, Any]]) -> None:
-        batch = pa.RecordBatch.from_pylist(shard, _SHARD)
-        sink = pa.BufferOutputStream()
-        with pa.ipc.new_file(sink, _SHARD) as writer:
-            writer.write_batch(batch)
-        # the name says what is in it: a worker that dies and begins again writes the same file
-        name = hashlib.sha256("".join(row["entry"] for row in shard).encode()).hexdigest()[:24]
-        folder = self.cache.folder
-        folder.write_bytes(folder.child(f"shard-{name}.arrow"), sink.getvalue().to_pybytes())

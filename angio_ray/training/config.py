@@ -13,6 +13,8 @@ from angio_ray.scoring.config import ConfigError, Flag
 from angio_ray.training.recipes import Recipe, RecipeChanges, find_recipe
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
+_SPLIT_TEST = 0.15
+"""Share of all clips that a split tests on."""
 _SCHEMES = {"kfold": "k{folds}", "split": "split", "leave_one_patient_out": "lopo", "leave_one_acquisition_out": "loao"}
 
 
@@ -24,7 +26,8 @@ class TrainConfig:
     """What is learnt: quality."""
     _: KW_ONLY
     labels: str
-    """CSV or Parquet file of labels, local or s3:// (columns: see the module `training.labels`)."""
+    """CSV or Parquet file of labels, local or s3:// (columns: see the module `training.labels`), or the name of a set of
+    the table `labels`, such as `review` stores."""
     clips: str
     """Folder or s3:// prefix with the labelled clips."""
     tables: str
@@ -32,7 +35,8 @@ class TrainConfig:
     clip_tables: str | None = None
     """Another root for the tables `clips` and `manifests`. Default: `tables`."""
     out: str | None = None
-    """Folder or s3:// prefix for checkpoints and bundles. Default: `tables` with .training after it."""
+    """Folder or s3:// prefix for checkpoints and bundles. Default: `tables` with .training after it (for a whole bucket:
+    tables.training in it)."""
     cache: str | None = None
     """Folder or s3:// prefix for decoded inputs (pixels of patients). Default: cache in `out`."""
     experiment: str | None = None
@@ -48,11 +52,11 @@ class TrainConfig:
     folds: int = 5
     """Of kfold."""
     validation: float = 0.15
-    """Share of each training part held back for threshold and epoch (split: 70/15/15)."""
+    """Share of each training part held back for threshold and epoch. Of split: of all clips, beside 15 % for the test."""
     fold_set: str | None = None
     """Name of the folds: nets that are compared share them. Default: task, scheme and seed."""
     label_set: str | None = None
-    """Name of the labels in the table `labels`. Default: the task."""
+    """Name under which a label file is kept in the table `labels`. Default: the task."""
     seed: int = 0
     """Of folds, initial weights, order and augmentation."""
     threshold: Literal["youden", "sensitivity", "specificity"] = "youden"
@@ -108,6 +112,8 @@ class TrainConfig:
                 raise ConfigError(f"--{flag} {value}: at least {least}")
         if not 0 < self.validation < 1:
             raise ConfigError(f"--validation {self.validation:g}: a share, above 0 and below 1")
+        if self.scheme == "split" and self.validation + _SPLIT_TEST >= 1:
+            raise ConfigError(f"--validation {self.validation:g}: nothing of the split is left to train on")
         if self.assume_fps is not None and not 1 <= self.assume_fps <= 240:
             raise ConfigError(f"--assume-fps {self.assume_fps:g}: not between 1 and 240 frames/s")
         _ = self.chosen_recipe
@@ -138,7 +144,15 @@ class TrainConfig:
     @property
     def out_uri(self) -> str:
         """Where checkpoints and bundles go."""
-        return self.out or self.tables.rstrip("/") + ".training"
+        tables = self.tables.rstrip("/")
+        # a name after a bucket's would be another bucket
+        bucket = re.fullmatch(r"s3[an]?://[^/]+", tables, re.IGNORECASE)
+        return self.out or (f"{tables}/tables.training" if bucket else f"{tables}.training")
+
+    @property
+    def shares(self) -> tuple[float, float, float]:
+        """Of split: training, validation and test."""
+        return round(1 - self.validation - _SPLIT_TEST, 6), self.validation, _SPLIT_TEST
 
     @property
     def command(self) -> str:

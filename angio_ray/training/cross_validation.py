@@ -13,9 +13,9 @@ import json
 import logging
 import tempfile
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ import pyarrow as pa
 import pyarrow.fs
 import ray
 import ray.train
+import torch
 from numpy.typing import NDArray
 from ray.train.torch import TorchTrainer
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -42,12 +43,26 @@ from angio_ray.scoring.run import load_run_key, open_root, open_source
 from angio_ray.storage import Storage, StorageUnavailable
 from angio_ray.tables.fence import RunHeld, TableUnwritable
 from angio_ray.tables.root import STORE_ERRORS, TableRoot, describe
+from angio_ray.tables.row_sets import SetDiffers
 from angio_ray.tables.schema import TABLES
 from angio_ray.training.cache import CacheSummary, ClipCache
+from angio_ray.training.claim import Claim
 from angio_ray.training.config import TrainConfig
-from angio_ray.training.folds import FoldError, FoldPlan, check_disjoint, ensure_folds
-from angio_ray.training.labels import LabelError, join_labels, read_label_file, store_labels, task_clips
-from angio_ray.training.loop import Epoch, Part, Place, State, fit, predict
+from angio_ray.training.folds import FoldError, FoldPlan, check_disjoint, check_plan, ensure_folds
+from angio_ray.training.labels import (
+    LabelError,
+    LabelFile,
+    LabelJoin,
+    check_labels,
+    join_labels,
+    label_sets,
+    names_a_file,
+    read_label_file,
+    store_labels,
+    stored_labels,
+    task_clips,
+)
+from angio_ray.training.loop import Epoch, FitError, Part, Place, State, fit, predict
 from angio_ray.training.progress import Progress
 from angio_ray.training.results import (
     Experiment,
@@ -143,12 +158,12 @@ def _train(config: TrainConfig) -> TrainSummary:
     root.ensure(key.fingerprint, TABLES)
     out = _place(config.out_uri)
     cache = ClipCache(_place(config.cache or out.child("cache")), NETS[config.net].window, assume_fps=config.assume_fps)
-    labels = read_label_file(config.labels)
-    with ray_cluster() as nodes, stop_signals() as stop:
+    labels, label_set, stored = _labels(root, config)
+    with Claim(out, config.name) as claim, ray_cluster() as nodes, stop_signals() as stop:
         for place in (source, out, cache.folder):
             if not place.is_s3:
                 check_nodes_see(place.uri)
-        index(
+        indexed = index(
             IndexConfig(
                 config.clips,
                 tables=config.tables,
@@ -157,17 +172,32 @@ def _train(config: TrainConfig) -> TrainSummary:
                 patient_map=config.patient_map,
             )
         )
+        if indexed.postponed:
+            # folds without them would be other folds than the next run's
+            raise RunError(
+                f"not finished: {indexed.postponed:,} objects could not be read; run the same command again", 1
+            )
         join = join_labels(root, key, labels, source=config.clips)
-        for line in join.report():
-            log.info("%s", line)
+        _tell(join, out, config)
         clips, target_N = task_clips(join.clips, config.task)
+        # all that can be wrong with the arguments comes before the long work
+        plan = FoldPlan(
+            scheme=config.scheme,
+            folds=config.folds,
+            shares=config.shares,
+            validation=config.validation,
+            seed=config.seed,
+        )
+        check_plan(clips, target_N, plan)
+        if not stored:
+            with _another_name("label-set"):
+                check_labels(root, label_set, join)
         _stop(stop)
         filled = cache.fill(clips, source, workers=max(1, int(sum(node.get("CPU", 0.0) for node in nodes))))
         usable_N = _usable(clips, filled)
         clips, target_N = clips.filter(pa.array(usable_N)), target_N[usable_N]
-        plan = FoldPlan(scheme=config.scheme, folds=config.folds, validation=config.validation, seed=config.seed)
-        store_labels(root, config.labels_name, join)
-        folds = ensure_folds(root, config.folds_name, clips, target_N, plan, task=config.task)
+        with _another_name("fold-set"):
+            folds = ensure_folds(root, config.folds_name, clips, target_N, plan, task=config.task)
         initial = _initial(config, clips)
         experiment = Experiment(
             name=config.name,
@@ -176,7 +206,7 @@ def _train(config: TrainConfig) -> TrainSummary:
             recipe=config.chosen_recipe,
             recipe_name=config.recipe,
             folds=folds,
-            label_set=config.labels_name,
+            label_set=label_set,
             clips=clips,
             rule=config.threshold,
             at_least=config.at_least,
@@ -186,12 +216,16 @@ def _train(config: TrainConfig) -> TrainSummary:
             resamples=config.resamples,
             out=out,
         )
-        _bind(experiment, config, initial)
+        binding = _binding(experiment, config, initial)
+        if not stored:
+            with _another_name("label-set"):
+                store_labels(root, label_set, join)
+        out.write_bytes(out.child(config.name, "experiment.json"), binding)
         missing = [n for n in range(folds.num_folds) if not fold_is_written(experiment, root, n)]
         if missing:
             rooms = size_rooms(nodes, config, len(missing))
             jobs = _jobs(experiment, config, missing, cache, rooms, initial.stored(experiment))
-            _run_folds(experiment, config, root, jobs, rooms, stop)
+            _run_folds(experiment, config, root, jobs, rooms, stop, claim)
         figures = write_summary(experiment, root, trained=bool(missing))
     return TrainSummary(
         name=config.name,
@@ -212,6 +246,38 @@ def _place(uri: str) -> Storage:
     except StorageUnavailable as error:
         raise RunError(str(error), 2) from error
     return place
+
+
+def _labels(root: TableRoot, config: TrainConfig) -> tuple[LabelFile, str, bool]:
+    """The labels, the name of their set in the tables, and whether they are there already."""
+    sets = label_sets(root)
+    if config.labels in sets:
+        if config.label_set not in (None, config.labels):
+            raise ConfigError(f"--labels {config.labels} is a set of the tables already: --label-set goes with a file")
+        return stored_labels(root, config.labels), config.labels, True
+    if not names_a_file(config.labels):
+        there = ", ".join(sorted(sets)) or "none"
+        raise ConfigError(f"--labels {config.labels}: no such set of labels (there is {there}), and no such file")
+    return read_label_file(config.labels), config.labels_name, False
+
+
+@contextmanager
+def _another_name(flag: str) -> Iterator[None]:
+    """What to do where a name stands for other rows."""
+    try:
+        yield
+    except SetDiffers as error:
+        raise ConfigError(f"{error} with --{flag}") from error
+
+
+def _tell(join: LabelJoin, out: Storage, config: TrainConfig) -> None:
+    """What the join found: the first of each kind, and all of it in a file."""
+    for line in join.report():
+        log.info("%s", line)
+    uri = out.child(config.name, "label_findings.csv")
+    out.write_bytes(uri, join.findings_csv().encode())
+    if join.findings:
+        log.info("  all %s findings: %s", f"{len(join.findings):,}", uri)
 
 
 def _stop(stop: StopEvent) -> None:
@@ -263,6 +329,8 @@ def _initial(config: TrainConfig, clips: pa.Table) -> _Initial:
     from safetensors.torch import save
 
     if config.weights:
+        # what the file lacks keeps a random value: the same one for each driver of the experiment
+        torch.manual_seed(config.seed)
         net = NETS[config.net].build()
         missing = load_pretrained(config.net, net, config.weights)
         log.info("%s: no value for %s", config.weights.name, ", ".join(missing) or "nothing")
@@ -283,8 +351,8 @@ def _initial(config: TrainConfig, clips: pa.Table) -> _Initial:
     return _Initial()
 
 
-def _bind(experiment: Experiment, config: TrainConfig, initial: _Initial) -> None:
-    """An experiment's name stands for one recipe on one set of folds. ConfigError names what differs."""
+def _binding(experiment: Experiment, config: TrainConfig, initial: _Initial) -> bytes:
+    """What an experiment's name stands for: one recipe on one set of folds. ConfigError names what differs from before."""
     facts = {
         "task": experiment.task,
         "net": experiment.net,
@@ -304,8 +372,7 @@ def _bind(experiment: Experiment, config: TrainConfig, initial: _Initial) -> Non
             raise ConfigError(
                 f"experiment {experiment.name} was begun with another {', '.join(differ)}: take another --experiment"
             )
-        return
-    experiment.out.write_bytes(uri, json.dumps(facts, indent=1, sort_keys=True).encode())
+    return json.dumps(facts, indent=1, sort_keys=True).encode()
 
 
 # -- the cluster -----------------------------------------------------------------------------------------------------
@@ -389,7 +456,13 @@ def _jobs(
 
 
 def _run_folds(
-    experiment: Experiment, config: TrainConfig, root: TableRoot, jobs: Sequence[_Job], rooms: Rooms, stop: StopEvent
+    experiment: Experiment,
+    config: TrainConfig,
+    root: TableRoot,
+    jobs: Sequence[_Job],
+    rooms: Rooms,
+    stop: StopEvent,
+    claim: Claim,
 ) -> None:
     """Train the folds, as many at once as there is room for, and write each as it ends."""
     board = _start_board()
@@ -407,14 +480,20 @@ def _run_folds(
         }
         while waiting:
             done, _ = wait(waiting, timeout=_TICK_S, return_when=FIRST_COMPLETED)
-            for number, epoch in ray.get(board.take.remote()):
-                progress.epoch(number, epoch)
+            for number, said in ray.get(board.take.remote()):
+                if isinstance(said, str):
+                    raise ConfigError(f"{experiment.name}, fold {number}, {said}")
+                progress.epoch(number, said)
             _stop(stop)
+            claim.check()
             for future in done:
                 number = waiting.pop(future)
                 fault = future.exception()
                 if fault is None:
-                    write_fold(experiment, root, experiment.folds.fold(number), future.result())
+                    try:
+                        write_fold(experiment, root, experiment.folds.fold(number), future.result())
+                    except ValueError as error:  # no threshold that reaches what was asked for
+                        raise ConfigError(f"{experiment.name}, fold {number}: {error}") from error
                     progress.done(number)
                 elif isinstance(fault, (ray.train.TrainingFailedError, ray.exceptions.RayError)):
                     failed[number] = _why(fault)
@@ -473,6 +552,9 @@ def _filesystem(out: Storage, uri: str) -> tuple[pa.fs.FileSystem | None, str]:
     if not out.is_s3:
         return None, uri
     options = out.delta_options()
+    if "AWS_SESSION_TOKEN" in options:
+        # temporary keys end before a long training does, and pyarrow would keep those that it is given
+        return pa.fs.PyFileSystem(pa.fs.FSSpecHandler(out.filesystem())), uri.removeprefix("s3://")
     endpoint = options.get("AWS_ENDPOINT_URL", "")
     scheme, _, host = endpoint.rpartition("://")
     filesystem = pa.fs.S3FileSystem(
@@ -494,12 +576,13 @@ class _Board:
     """Where workers say how far they are."""
 
     def __init__(self) -> None:
-        self.said: list[tuple[int, Epoch]] = []
+        self.said: list[tuple[int, Epoch | str]] = []
 
-    def say(self, fold: int, epoch: Epoch) -> None:
-        self.said.append((fold, epoch))
+    def say(self, fold: int, what: Epoch | str) -> None:
+        """An epoch, or why the fold cannot be trained."""
+        self.said.append((fold, what))
 
-    def take(self) -> list[tuple[int, Epoch]]:
+    def take(self) -> list[tuple[int, Epoch | str]]:
         """What was said since the last time."""
         said, self.said = self.said, []
         return said
@@ -544,17 +627,23 @@ def _train_worker(given: dict[str, Any]) -> None:
         saved = time.monotonic()
 
     validation = job.validation.part(job.cache)
-    fitted = fit(
-        job.net,
-        job.train.part(job.cache),
-        validation,
-        job.recipe,
-        seed=job.seed,
-        place=place,
-        start=_start_weights(job.start),
-        state=state,
-        after_epoch=after_epoch,
-    )
+    try:
+        fitted = fit(
+            job.net,
+            job.train.part(job.cache),
+            validation,
+            job.recipe,
+            seed=job.seed,
+            place=place,
+            start=_start_weights(job.start),
+            state=state,
+            after_epoch=after_epoch,
+        )
+    except FitError as error:
+        # raised here it would be tried again, to the same end; said before the fold ends, so that the driver knows why
+        if place.rank == 0:
+            ray.get(given["board"].say.remote(job.fold, str(error)))
+        return
     test = job.test.part(job.cache)
     outcome = Outcome(
         state_dict=fitted.state_dict,
@@ -581,14 +670,10 @@ def _start_weights(start: tuple[Storage, str] | None) -> dict[str, Tensor] | Non
 
 
 def _write_state(folder: Path, state: State) -> None:
-    import torch
-
     torch.save(state.as_dict(), folder / _STATE)
 
 
 def _read_state(folder: Path) -> State:
-    import torch
-
     return State.from_dict(torch.load(folder / _STATE, map_location="cpu", weights_only=True))
 
 

@@ -29,12 +29,16 @@ from angio_ray.tables.schema import arrow_schema
 Scheme = Literal["kfold", "split", "leave_one_patient_out", "leave_one_acquisition_out"]
 PARTS = ("train", "validation", "test")
 
+_MOST_ROWS = 2_000_000
+"""Of leave-one-out: every fold has a row of every clip, so their number grows with the square."""
 _DRAWS = 200
 """Draws of groups that a validation part is chosen from."""
 _SIDES = ("group_id", "patient_id", "study_id", "clip_id")
 """No value of these is in two parts of a fold."""
 _ROWS = pa.schema([field for field in arrow_schema("folds") if field.name not in ("fold_set", "made_at")])
 _CLIP_COLUMNS = ("clip_id", "patient_id", "study_id", "group_id", "acquisition_id")
+_LEFT_OUT = {"leave_one_patient_out": "group_id", "leave_one_acquisition_out": "acquisition_id"}
+"""Schemes with a fold for each value of a column."""
 
 
 class FoldError(ValueError):
@@ -72,6 +76,11 @@ class FoldPlan:
             raise FoldError(f"seed {self.seed}: at least 0")
         if not 0 < self.validation < 1:
             raise FoldError(f"validation {self.validation:g}: a share of the training part, above 0 and below 1")
+
+    @property
+    def leaves_one_out(self) -> bool:
+        """Whether there are as many folds as patients or acquisitions."""
+        return self.scheme in _LEFT_OUT
 
     @property
     def canonical(self) -> str:
@@ -136,6 +145,26 @@ class Folds:
         return (self.fold(number) for number in range(self.num_folds))
 
 
+def check_plan(clips: pa.Table, target: Sequence[bool] | NDArray[np.bool_], plan: FoldPlan) -> None:
+    """Raises FoldError for what no folds of these clips could mend: before work that would be in vain.
+
+    Parameters as for `make_folds`, which does this too.
+    """
+    num_groups = pc.count_distinct(clips["group_id"]).as_py()
+    least = max(plan.folds, 3) if plan.scheme == "kfold" else 3
+    if num_groups < least:
+        raise FoldError(f"{num_groups} patients (those that share a study count as one) are too few: {least}")
+    target_N = np.asarray(target, np.bool_)
+    if target_N.all() or not target_N.any():
+        raise FoldError(f"all {len(target_N):,} clips have the same label: nothing can be learnt")
+    if plan.leaves_one_out:
+        folds = pc.count_distinct(clips[_LEFT_OUT[plan.scheme]]).as_py()
+        if folds * len(clips) > _MOST_ROWS:
+            raise FoldError(
+                f"{plan.scheme}: {folds:,} folds of {len(clips):,} clips are more than {_MOST_ROWS:,} rows: take kfold"
+            )
+
+
 def make_folds(
     clips: pa.Table, target: Sequence[bool] | NDArray[np.bool_], plan: FoldPlan, *, name: str, task: str = "quality"
 ) -> Folds:
@@ -158,16 +187,11 @@ def make_folds(
         Too few patients, or a part that lacks a class (the message names the fold): training and validation parts need
         both. A test part may lack one: its own AUC is null, and it counts in the pooled figures.
     """
+    check_plan(clips, target, plan)
     order = np.argsort(np.array(clips["clip_id"].to_pylist()))
     clips = clips.select(_CLIP_COLUMNS).take(pa.array(order))
     target_N = np.asarray(target, np.bool_)[order]
     group_N = np.array(clips["group_id"].to_pylist())
-    num_groups = len(set(group_N.tolist()))
-    least = {"split": 3, "kfold": plan.folds}.get(plan.scheme, 3)
-    if num_groups < max(least, 3):
-        raise FoldError(f"{num_groups} patients (those that share a study count as one) are too few: {max(least, 3)}")
-    if target_N.all() or not target_N.any():
-        raise FoldError(f"all {len(target_N):,} clips have the same label: nothing can be learnt")
     parts = [
         _parts(number, test_N, target_N, group_N, plan) for number, test_N in _tests(clips, target_N, group_N, plan)
     ]
@@ -264,8 +288,7 @@ def _tests(
         for number, (_, test) in enumerate(splits):
             yield number, np.isin(np.arange(len(target_N)), test)
     else:
-        column = "group_id" if plan.scheme == "leave_one_patient_out" else "acquisition_id"
-        names = np.array(clips[column].to_pylist())
+        names = np.array(clips[_LEFT_OUT[plan.scheme]].to_pylist())
         for number, one in enumerate(np.unique(names)):
             yield number, names == one
 

@@ -42,7 +42,7 @@ from scipy.sparse.csgraph import connected_components
 from angio_ray.pseudonyms import PseudonymKey, is_placeholder
 from angio_ray.storage import Storage, canonical_uri
 from angio_ray.tables.root import TableRoot
-from angio_ray.tables.row_sets import write_set
+from angio_ray.tables.row_sets import check_set, read_set, write_set
 from angio_ray.tables.schema import arrow_schema
 
 KEY_COLUMNS = ("clip_id", "sop_instance_uid", "uri", "path")
@@ -150,6 +150,8 @@ class LabelRow:
     synthetic: bool | None
     values: Mapping[str, Any]
     """The LABEL_COLUMNS that it fills."""
+    group_id: str | None = None
+    """Of a stored set: clips that were on one side then stay on one side."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,13 +199,39 @@ class LabelJoin:
             lines.append(f"  columns not read: {', '.join(self.ignored_columns)}")
         return lines
 
-    def write_findings(self, path: str | Path) -> None:
-        """All findings as a CSV file: kind, line, pseudonym, detail."""
-        with open(path, "w", encoding="utf-8", newline="") as file:
-            writer = csv.writer(file)
-            writer.writerow(("kind", "line", "pseudonym", "detail"))
-            for finding in self.findings:
-                writer.writerow((finding.kind, finding.line, finding.pseudonym, finding.detail))
+    def findings_csv(self) -> str:
+        """All findings as CSV: kind, line, pseudonym, detail."""
+        text = io.StringIO(newline="")
+        writer = csv.writer(text)
+        writer.writerow(("kind", "line", "pseudonym", "detail"))
+        for finding in self.findings:
+            writer.writerow((finding.kind, finding.line, finding.pseudonym, finding.detail))
+        return text.getvalue()
+
+
+# -- a set of the tables ---------------------------------------------------------------------------------------------
+
+
+def label_sets(root: TableRoot) -> set[str]:
+    """Names of the sets in `labels`."""
+    if not root.exists("labels"):
+        return set()
+    names = root.open("labels").to_pyarrow_dataset().to_table(columns=["label_set"])
+    return set(pc.unique(names["label_set"]).to_pylist())
+
+
+def stored_labels(root: TableRoot, name: str) -> LabelFile:
+    """A set of the table `labels`, as if it were a file: `line` is a row's number in the order of clip_id, from 1."""
+    rows = []
+    for line, row in enumerate(read_set(root, "labels", label_set=name).to_pylist(), start=1):
+        values = {column: row[column] for column in LABEL_COLUMNS if row[column] is not None}
+        rows.append(LabelRow(line, {"clip_id": row["clip_id"]}, None, row["synthetic"], values, row["group_id"]))
+    return LabelFile(tuple(rows), len(rows), (), ())
+
+
+def names_a_file(text: str) -> bool:
+    """Whether what was given for labels is meant as a file, not as the name of a set."""
+    return bool(re.search(r"[/\\]|\.(csv|tsv|txt|parquet)$", text, re.IGNORECASE)) or Path(text).exists()
 
 
 # -- the file --------------------------------------------------------------------------------------------------------
@@ -479,6 +507,11 @@ def task_clips(clips: pa.Table, task: str = "quality") -> tuple[pa.Table, NDArra
     return labelled, np.array([value == positive for value in labelled[column].to_pylist()], np.bool_)
 
 
+def check_labels(root: TableRoot, name: str, join: LabelJoin) -> None:
+    """Raises SetDiffers where the name has other labels, as `store_labels` would; writes nothing."""
+    check_set(root, "labels", _set_rows(join, "file"), label_set=name)
+
+
 def store_labels(
     root: TableRoot,
     name: str,
@@ -491,9 +524,12 @@ def store_labels(
 
     Raises SetDiffers where the name has other labels and `replace` is false.
     """
+    return write_set(root, "labels", _set_rows(join, origin), replace=replace, label_set=name)
+
+
+def _set_rows(join: LabelJoin, origin: str) -> pa.Table:
     table = join.clips.select([column for column in join.clips.column_names if column in _LABELS.names])
-    table = table.append_column("origin", pa.array([origin] * len(table)))
-    return write_set(root, "labels", table, replace=replace, label_set=name)
+    return table.append_column("origin", pa.array([origin] * len(table)))
 
 
 def _clips(root: TableRoot) -> tuple[list[_Clip], set[tuple[str, str]]]:
@@ -617,6 +653,8 @@ def _groups(
         for row in by_clip[clip_id]:
             if row.patient_id is not None and row.patient_id != index.clip(clip_id).patient_id:
                 edges.append((node("clip", clip_id), node("file", key.hash("label_patient", row.patient_id))))
+            if row.group_id is not None:
+                edges.append((node("clip", clip_id), node("group", row.group_id)))
     size, ends = len(numbers), np.array(edges, np.int64).reshape(-1, 2)
     graph = coo_array((np.ones(len(ends), np.int8), (ends[:, 0], ends[:, 1])), shape=(size, size))
     part = connected_components(graph, directed=False)[1]

@@ -10,6 +10,7 @@ Shapes: N clips of a part, B of a batch, T frames, H x W pixels.
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -35,6 +36,10 @@ from angio_ray.training.recipes import Recipe, Stage
 _PREDICTED_AT_ONCE = 8
 _SETTLED_AT_ONCE = 16
 _CPU_MICRO_BATCH = 8
+
+
+class FitError(ValueError):
+    """This data, or this recipe on it, cannot be trained with: one clear line. Another try ends the same."""
 
 
 class Clips(Protocol):
@@ -187,8 +192,8 @@ def fit(
 
     Raises
     ------
-    ValueError
-        A part that lacks clips or a class, an unknown net.
+    FitError
+        A part that lacks clips or a class, an unknown net, a loss that is no number any more (the line names the epoch).
     """
     place = place or Place()
     if place.threads:
@@ -228,14 +233,14 @@ class _Loop:
         start: Mapping[str, Tensor] | None,
     ) -> None:
         if net not in NETS:
-            raise ValueError(f"unknown net {net!r}; there is {', '.join(NETS)}")
+            raise FitError(f"unknown net {net!r}; there is {', '.join(NETS)}")
         if not len(validation):
-            raise ValueError("there is no validation clip")
+            raise FitError("there is no validation clip")
         if len(train) < 2 * place.world:
-            raise ValueError(f"{len(train)} training clips are too few for {place.world} workers")
+            raise FitError(f"{len(train)} training clips are too few for {place.world} workers")
         positive = float(np.mean(train.target_N))
         if positive in (0.0, 1.0):
-            raise ValueError("the training clips have one class only")
+            raise FitError("the training clips have one class only")
         self.train, self.validation, self.recipe, self.place, self.seed = train, validation, recipe, place, seed
         self.device = torch.device(place.device)
         self.layout = NETS[net].layout
@@ -326,12 +331,19 @@ class _Loop:
         batches = self._order(number)
         losses, clips = self._steps(stage, number, batches)
         trained_s = time.monotonic() - begun
+        loss_sum = float(sum(_gathered([np.array([losses])], place)))
         probability_N = self._watch(stage)
+        # both are the same on every process, so that all of them stop here
+        if not (math.isfinite(loss_sum) and np.isfinite(probability_N).all()):
+            raise FitError(
+                f"epoch {number + 1}: the loss is no finite number any more; "
+                f"take a lower --learning-rate than {recipe.learning_rate:g}"
+            )
         loss, auc = _judged(self.validation.target_N, probability_N)
         # the same numbers on every process: they decide what comes next
         values = _agreed(
             [
-                sum(_gathered([np.array([losses])], place)) / clips,
+                loss_sum / clips,
                 trained_s,
                 time.monotonic() - begun,
                 sum(_gathered([np.array([time.process_time() - processor])], place)),
@@ -415,7 +427,7 @@ class _Loop:
     def _autocast(self) -> AbstractContextManager[Any]:
         precision = self.recipe.precision
         if precision == "auto":
-            fits = self.device.type == "cuda" and torch.cuda.is_bf16_supported()
+            fits = self.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
             precision = "bfloat16" if fits else "float32"
         return torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bfloat16")
 

@@ -52,6 +52,8 @@ log = logging.getLogger(__name__)
 
 OUT_OF_FOLD = "out_of_fold"
 ENSEMBLE = "ensemble"
+_MOST_MEMBERS = 20
+"""Of an ensemble of leave-one-out folds: more would be slow to score with, and would not fit in memory together."""
 _COST = ("epochs", "steps", "clips_seen", "train_seconds", "core_hours")
 _SHOWN = ("auc", "average_precision", "accuracy", "precision", "sensitivity", "specificity", "npv", "f1", "brier")
 
@@ -166,10 +168,11 @@ def write_fold(experiment: Experiment, root: TableRoot, fold: Fold, outcome: Out
 def write_summary(experiment: Experiment, root: TableRoot, *, trained: bool = True) -> FoldsSummary:
     """The ensemble of all folds' bundles, and the figures of the out-of-fold rows, from what is stored.
 
+    Of many folds that leave one out there is no ensemble.
+
     With `trained` false (no fold is new) nothing that is there is written again: `evaluate` may have added to it.
     """
     numbers = range(experiment.folds.num_folds)
-    bundles = [_fetch(experiment, number) for number in numbers]
     rows = read_predictions(root, experiment.name, experiment.net, folds=numbers)
     rows = rows.filter(pc.equal(rows["part"], "test"))
     names = ("target", "probability", "group_id", "fold", "threshold", "in_sample")
@@ -193,10 +196,12 @@ def write_summary(experiment: Experiment, root: TableRoot, *, trained: bool = Tr
         *folds_rows(summary),
         *calibration_rows(calibration(target, probability), scope="pooled", **counts),
         *decision_rows(decision_curve(target, probability), scope="pooled", **counts),
-        *_cost_rows(bundles),
+        *_cost_rows([(_manifest(experiment, number) or {}).get("metrics", {}) for number in numbers]),
     ]
-    if len(bundles) > 1:
-        _write_ensemble(experiment, bundles, summary)
+    if len(numbers) > _MOST_MEMBERS and experiment.folds.plan.leaves_one_out:
+        log.info("%d folds: no ensemble of them is written", len(numbers))
+    elif len(numbers) > 1:
+        _write_ensemble(experiment, [_fetch(experiment, number) for number in numbers], summary)
     facts = _facts(experiment, None)
     write_metrics(root, facts, OUT_OF_FOLD, figures, data_domain=experiment.data_domain)
     return summary
@@ -249,11 +254,11 @@ def _facts(experiment: Experiment, bundle: Bundle | None) -> ModelFacts:
     )
 
 
-def _cost_rows(bundles: Sequence[Bundle]) -> list[dict[str, Any]]:
-    """What the training took, beside the figures that it gave."""
+def _cost_rows(took: Sequence[Mapping[str, float]]) -> list[dict[str, Any]]:
+    """What the training of each fold took, beside the figures that it gave."""
     rows: list[dict[str, Any]] = []
     for name in _COST:
-        values = [bundle.metrics.get(name) for bundle in bundles]
+        values = [fold.get(name) for fold in took]
         rows += ({"scope": "fold", "fold": i, "metric": name, "value": value} for i, value in enumerate(values))
         rows.append({"scope": "pooled", "metric": name, "value": sum(value or 0.0 for value in values)})
     return rows

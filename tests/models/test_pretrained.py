@@ -30,6 +30,17 @@ def test_kinetics_weights_in_pytorchvideos_form_fill_all_but_the_head(tmp_path: 
             torch.testing.assert_close(value, expected, rtol=0, atol=0)
 
 
+def test_what_did_not_match_is_listed_on_both_sides(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    tensors = NETS["r18_2d"].build().state_dict()
+    for name in ("fc.weight", "layer1.0.conv1.weight"):
+        tensors[f"other.{name}"] = tensors.pop(name)
+    save_file(tensors, tmp_path / "w.safetensors")
+    with caplog.at_level("INFO", "angio_ray.models.pretrained"):
+        missing = load_pretrained("r18_2d", NETS["r18_2d"].build(), tmp_path / "w.safetensors")
+    assert missing == ["fc.weight", "layer1.0.conv1.weight"]
+    assert "2 pretrained tensors are not used by r18_2d: other.fc.weight, other.layer1.0.conv1.weight" in caplog.text
+
+
 @pytest.mark.parametrize("prefix", ["", "module."], ids=["plain", "data parallel"])
 def test_imagenet_weights_fill_all_but_the_classifier(tmp_path: Path, prefix: str) -> None:
     from torchvision.models import resnet18

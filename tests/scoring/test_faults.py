@@ -46,6 +46,8 @@ pytestmark = [
 ]
 
 BOMB = "b/bomb.dcm"
+PATIENT_S = 900
+"""Time limit of decoding where a test stops the child for as long as another process takes."""
 
 
 @pytest.fixture(scope="module")
@@ -240,7 +242,7 @@ def test_a_decoding_worker_and_a_scoring_actor_are_killed(source, bundles, table
 
 @pytest.mark.slow
 def test_a_second_driver_is_refused(source, bundles, tables, undisturbed, tmp_path):
-    with running(tmp_path, source, tables, bundles) as first:
+    with running(tmp_path, source, tables, bundles, decode_timeout_s=PATIENT_S) as first:
         child = first.decoding_child(first.worker(DECODER))  # holds the run back; its signs of life go on
         second = finished(tmp_path, source, tables, bundles)
         assert second.process.returncode == 4, second.text
@@ -254,7 +256,7 @@ def test_a_second_driver_is_refused(source, bundles, tables, undisturbed, tmp_pa
 
 @pytest.mark.slow
 def test_a_driver_that_was_asleep_while_another_finished_writes_nothing(source, bundles, tables, undisturbed, tmp_path):
-    with running(tmp_path, source, tables, bundles) as asleep:
+    with running(tmp_path, source, tables, bundles, decode_timeout_s=PATIENT_S) as asleep:
         child = asleep.decoding_child(asleep.worker(DECODER))
         asleep.process.send_signal(signal.SIGSTOP)
         before = ids(tables)
@@ -274,7 +276,7 @@ def test_compactions_beside_one_another_and_beside_a_run(source, bundles, tables
     root = TableRoot(Storage(str(tables)))
     files = len(root.open("scores").file_uris())
     assert files > 2
-    with running(tmp_path, source, tables, bundles, run="two") as run:
+    with running(tmp_path, source, tables, bundles, run="two", decode_timeout_s=PATIENT_S) as run:
         child = run.decoding_child(run.worker(DECODER))
         command = [sys.executable, "-m", "angio_ray.cli", "tables", "compact", "--tables", str(tables)]
         at_once = [subprocess.Popen(command, stdout=subprocess.DEVNULL) for _ in range(2)]

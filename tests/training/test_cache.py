@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from angio_ray.dicom.reader import ClipReader
+from angio_ray.dicom.reader import ClipReader, Limits
 from angio_ray.phantom import generate
 from angio_ray.sampling import ClipWindow
 from angio_ray.scoring.rows import KEYS
@@ -99,6 +99,17 @@ def test_clips_are_decoded_once_and_are_what_scoring_sees(clips: Path, tmp_path:
         cache.open(["o4", "o0"], [damaged["etag"][4].as_py(), table["etag"][0].as_py()])
     # nothing to do: no Ray Data run
     assert cache.fill(table.slice(0, 4), source, workers=1).reused == 4
+
+
+@pytest.mark.usefixtures("ray_here")
+def test_a_clip_that_runs_out_of_time_each_time_is_left_out_for_good(clips: Path, tmp_path: Path) -> None:
+    """Else it would keep a training from ever beginning; and the folds that were made without it must hold."""
+    table, source = keys(clips).slice(0, 1), Storage(str(clips))
+    hasty = ClipCache(Storage(str(tmp_path)), WINDOW, limits=Limits(timeout_s=1e-4))
+    first = hasty.fill(table, source, workers=1)
+    assert ({key: reason for key, (reason, _) in first.rejected.items()}, first.postponed) == ({"o0": "decode_timeout"}, {})
+    again = ClipCache(Storage(str(tmp_path)), WINDOW).fill(table, source, workers=1)
+    assert (again.reused, again.rejected) == (1, first.rejected)
 
 
 def test_what_changes_an_input_has_a_folder_of_its_own(tmp_path: Path) -> None:

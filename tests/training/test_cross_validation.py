@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import re
 import subprocess
 import sys
@@ -14,18 +15,25 @@ from pathlib import Path
 from typing import Any
 
 import psutil
+import pyarrow as pa
+import pyarrow.fs
 import pyarrow.parquet as pq
 import pytest
+import torch
+from safetensors.torch import save_file
 
+from angio_ray.models import NETS
 from angio_ray.models.bundles import load_bundle
 from angio_ray.phantom import generate
+from angio_ray.scoring.config import ConfigError
 from angio_ray.storage import Storage
 from angio_ray.tables.root import TableRoot
+from angio_ray.tables.row_sets import read_set
 from angio_ray.tables.sql import query
 from angio_ray.training.config import TrainConfig
-from angio_ray.training.cross_validation import Rooms, size_rooms
+from angio_ray.training.cross_validation import Rooms, _filesystem, _initial, size_rooms
 from angio_ray.training.predictions import read_predictions
-from tests.s3 import S3Server
+from tests.s3 import S3Proxy, S3Server
 
 pytest_plugins = ("tests.s3",)
 
@@ -56,6 +64,61 @@ def config(**changes: Any) -> TrainConfig:
 )
 def test_folds_share_the_cluster(nodes: list[tuple[int, int]], changes: dict[str, Any], rooms: Rooms) -> None:
     assert size_rooms([{"CPU": c, "GPU": g} for c, g in nodes], config(**changes), 5) == rooms
+
+
+# -- what is asked for -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("tables", "out"),
+    [
+        ("s3://bucket", "s3://bucket/tables.training"),
+        ("s3://bucket/", "s3://bucket/tables.training"),
+        ("s3a://bucket/t/", "s3a://bucket/t.training"),
+        ("/data/t", "/data/t.training"),
+    ],
+)
+def test_what_is_trained_lies_beside_the_tables_never_in_another_bucket(tables: str, out: str) -> None:
+    assert TrainConfig("quality", labels="l.csv", clips="c", tables=tables).out_uri == out
+
+
+def test_validation_is_a_share_of_a_split_too() -> None:
+    assert config(scheme="split").shares == (0.7, 0.15, 0.15)
+    assert config(scheme="split", validation=0.3).shares == (0.55, 0.3, 0.15)
+    with pytest.raises(ConfigError, match="nothing of the split is left to train on"):
+        config(scheme="split", validation=0.9)
+
+
+def test_weights_that_lack_the_head_begin_every_driver_the_same(tmp_path: Path) -> None:
+    """The digest of what a training begins from is part of what an experiment's name stands for."""
+    tensors = {k: v for k, v in NETS["r18_2d"].build().state_dict().items() if not k.startswith("fc.")}
+    save_file(tensors, tmp_path / "w.safetensors")
+    none = pa.table({"patient_id": pa.array([], pa.string()), "group_id": pa.array([], pa.string())})
+
+    def digest(seed: int) -> str | None:
+        return _initial(config(net="r18_2d", weights=tmp_path / "w.safetensors", seed=seed), none).digest
+
+    first = digest(0)
+    torch.rand(7)  # another process has drawn other numbers
+    assert digest(0) == first
+    assert digest(1) != first
+
+
+def test_temporary_keys_of_a_bucket_are_not_given_away(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What Ray Train is given finds its own keys wherever it is, and finds new ones when they end."""
+    for name, value in (s3_server.env | {"AWS_SESSION_TOKEN": "temporary-token"}).items():
+        monkeypatch.setenv(name, value)
+    place = Storage(f"s3://{s3_server.bucket()}")
+    filesystem, path = _filesystem(place, place.child("x"))
+    packed = pickle.dumps(filesystem)
+    assert b"temporary-token" not in packed
+    assert s3_server.env["AWS_SECRET_ACCESS_KEY"].encode() not in packed
+    again = pickle.loads(packed)
+    again.create_dir(path)
+    with again.open_output_stream(f"{path}/file") as out:
+        out.write(b"kept")
+    assert place.read_bytes(place.child("x", "file")) == b"kept"
+    assert [info.base_name for info in again.get_file_info(pa.fs.FileSelector(path))] == ["file"]
 
 
 # -- on a cluster ----------------------------------------------------------------------------------------------------
@@ -161,7 +224,7 @@ def root(folder: Path) -> TableRoot:
 def rows(folder: Path, experiment: str) -> list[dict[str, Any]]:
     """Predictions of both folds, without what may differ between two equal experiments."""
     found = read_predictions(root(folder), experiment, "x3d_s", folds=range(2))
-    return found.drop_columns(["experiment", "bundle", "predicted_at"]).to_pylist()
+    return found.drop_columns(["experiment", "bundle", "predicted_at", "fold_set"]).to_pylist()
 
 
 @pytest.mark.slow
@@ -192,8 +255,14 @@ def test_an_experiment_leaves_folds_rows_figures_and_bundles(folder: Path) -> No
         assert phrase in card
     # the same again: nothing is trained, nothing is doubled
     before = rows(folder, "whole")
-    assert "epoch" not in finished(folder, "whole", 3, epochs=2)
+    assert "is done" not in finished(folder, "whole", 3, epochs=2)
     assert rows(folder, "whole") == before
+    # nor where the labels are the set that it has stored
+    assert "is done" not in finished(folder, "whole", 3, epochs=2, labels="quality")
+    assert rows(folder, "whole") == before
+    assert "no such set of labels (there is quality)" in finished(folder, "whole", 2, epochs=2, labels="agreed")
+    findings = (folder / "tables.training" / "whole" / "label_findings.csv").read_text()
+    assert findings.startswith("kind,line,pseudonym,detail")
     assert "begun with another recipe" in finished(folder, "whole", 2, epochs=3)
 
 
@@ -201,7 +270,10 @@ def test_an_experiment_leaves_folds_rows_figures_and_bundles(folder: Path) -> No
 @pytest.mark.timeout(1200)
 def test_a_killed_worker_and_a_killed_driver_change_no_row(folder: Path) -> None:
     """Both folds at once, one worker each; a worker is killed after a checkpoint, then the driver, then it goes on."""
-    finished(folder, "undisturbed", 3, epochs=6)
+    with training(folder, "undisturbed", epochs=6) as run:
+        run.until(lambda: "labels:" in run.text, "labels")
+        assert "another driver holds experiment undisturbed" in finished(folder, "undisturbed", 4, epochs=6)
+        assert run.end() == 3, run.text
     checkpoints = folder / "tables.training" / "killed" / "checkpoints"
 
     def kept(fold: int) -> bool:
@@ -210,7 +282,8 @@ def test_a_killed_worker_and_a_killed_driver_change_no_row(folder: Path) -> None
             return "checkpoint_" in (checkpoints / f"fold-{fold}" / "checkpoint_manager_snapshot.json").read_text()
         return False
 
-    with training(folder, "killed", epochs=6) as run:
+    # folds of its own: the same clips and plan must be divided the same
+    with training(folder, "killed", epochs=6, fold_set="again") as run:
         run.until(lambda: kept(0) and kept(1), "checkpoints of both folds")
         victims = run.workers()
         for victim in victims:
@@ -221,15 +294,19 @@ def test_a_killed_worker_and_a_killed_driver_change_no_row(folder: Path) -> None
         run.look()
         run.process.kill()
     first = set(re.findall(r"fold (\d), epoch (\d)", run.text))
-    text = finished(folder, "killed", 3, epochs=6)
+    text = finished(folder, "killed", 3, epochs=6, fold_set="again")
     assert rows(folder, "killed") == rows(folder, "undisturbed")
     assert {("0", "1"), ("1", "1")} <= first
     assert "epoch 1 of" not in text, "a fold began anew"
-    facts = json.loads((folder / "tables.training" / "killed" / "experiment.json").read_text())
-    assert (
-        facts["folds"]
-        == json.loads((folder / "tables.training" / "undisturbed" / "experiment.json").read_text())["folds"]
-    )
+    divided = [
+        read_set(root(folder), "folds", fold_set=name).drop_columns(["fold_set", "made_at"])
+        for name in ("quality-k2-s0", "again")
+    ]
+    assert divided[0].num_rows == 40
+    assert divided[0].equals(divided[1])
+    for name in ("killed", "undisturbed"):
+        facts = json.loads((folder / "tables.training" / name / "experiment.json").read_text())
+        assert facts["folds"] == divided[0]["digest"][0].as_py()
 
 
 @pytest.mark.slow
@@ -255,3 +332,25 @@ def test_all_places_can_be_a_bucket_and_two_workers_share_a_fold(
     assert "is done" not in finished(
         folder, "bucket", 3, env=s3_server.env, **places, epochs=1, scheme="split", workers=2
     )
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_an_object_that_cannot_be_read_now_postpones_the_training(
+    folder: Path, s3_proxy: S3Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Folds without it would hold for good."""
+    for name, value in s3_proxy.env.items():
+        monkeypatch.setenv(name, value)
+    place = Storage(f"s3://{s3_proxy.bucket()}")
+    files = [file for file in sorted((folder / "clips").rglob("*")) if file.is_file()]
+    names = [file.relative_to(folder / "clips").parts for file in files]
+    for file, name in zip(files, names, strict=True):
+        place.write_bytes(place.child("clips", *name), file.read_bytes())
+    denied = next(name for file, name in zip(files, names, strict=True) if file.suffix == ".dcm")
+    s3_proxy.deny(match=re.escape("/".join(denied)))
+    places = {name: place.child("clips", *below) for name, below in (("clips", ()), ("labels", ("labels.parquet",)))}
+    tables = folder / "postponed"
+    text = finished(folder, "postponed", 1, env=s3_proxy.env, **places, tables=tables)
+    assert "1 objects could not be read; run the same command again" in text
+    assert not read_set(TableRoot(Storage(str(tables))), "folds", fold_set="quality-k2-s0").num_rows

@@ -21,6 +21,7 @@ from angio_ray.training.folds import (
     Folds,
     PatientLeak,
     check_disjoint,
+    check_plan,
     ensure_folds,
     in_sample,
     make_folds,
@@ -261,3 +262,13 @@ print(folds.digest, hashlib.sha256(repr(folds.rows["part"].to_pylist()).encode()
 def test_plans_that_cannot_be_are_refused(facts: dict[str, Any]) -> None:
     with pytest.raises(FoldError):
         FoldPlan(**facts)
+
+
+def test_leave_one_out_of_many_clips_is_refused_before_it_is_made() -> None:
+    """900 patients of 6 clips: 899 groups x 5,400 clips, 4.9 million rows."""
+    table = clips(900)
+    plan = FoldPlan(scheme="leave_one_patient_out")
+    with pytest.raises(FoldError, match=r"899 folds of 5,400 clips are more than 2,000,000 rows: take kfold"):
+        check_plan(table, unsatisfactory(table), plan)
+    check_plan(table, unsatisfactory(table), FoldPlan())
+    check_plan(clips(100), unsatisfactory(clips(100)), plan)

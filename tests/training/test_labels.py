@@ -16,9 +16,13 @@ from angio_ray.training.labels import (
     LABELLED,
     LabelError,
     LabelJoin,
+    check_labels,
     join_labels,
+    label_sets,
+    names_a_file,
     read_label_file,
     store_labels,
+    stored_labels,
     task_clips,
 )
 from tests.training.indexed import KEY, add_clips, index_folder, new_root
@@ -143,8 +147,7 @@ def test_everything_that_does_not_fit_is_counted_and_listed(indexed: TableRoot, 
     assert "2 conflict (left out): line 4 (quality), ..." in report
     assert "4 unlabelled:" in report
     assert "columns not read: reader" in report
-    join.write_findings(tmp_path / "findings.csv")
-    listed = (tmp_path / "findings.csv").read_text()
+    listed = join.findings_csv()
     assert listed.count("\n") == len(join.findings) + 1
     for text in (report, listed):
         assert "1.2." not in text
@@ -271,9 +274,32 @@ def test_a_missing_file_is_one_clear_line(tmp_path: Path) -> None:
 def test_labels_of_other_content_need_another_name(indexed: TableRoot, tmp_path: Path) -> None:
     store_labels(indexed, "a", joined(indexed, tmp_path, "uri,quality\n/in/0.dcm,satisfactory\n"))
     other = joined(indexed, tmp_path, "uri,quality\n/in/0.dcm,unsatisfactory\n")
-    with pytest.raises(SetDiffers, match="other values of quality"):
-        store_labels(indexed, "a", other)
+    for refuse in (check_labels, store_labels):
+        with pytest.raises(SetDiffers, match="other values of quality"):
+            refuse(indexed, "a", other)
+    check_labels(indexed, "b", other)
+    assert label_sets(indexed) == {"a"}, "a check writes nothing"
     assert store_labels(indexed, "a", other, origin="review", replace=True) == 1
+
+
+def test_a_stored_set_joins_as_the_file_did_that_it_came_from(indexed: TableRoot, tmp_path: Path) -> None:
+    """Also who belongs together by the file's own patients, which the set holds as groups only."""
+    text = "uri,quality,patient_id,best_frame\n/in/0.dcm,satisfactory,Z,3\n/in/4.dcm,unsatisfactory,Z,\n/in/7.dcm,satisfactory,,"
+    join = joined(indexed, tmp_path, text)
+    assert label_sets(indexed) == set()
+    store_labels(indexed, "read", join, origin="review")
+    again = join_labels(indexed, KEY, stored_labels(indexed, "read"), source="/in")
+    assert label_sets(indexed) == {"read"}
+    assert again.clips.equals(join.clips)
+    assert len(set(again.clips["group_id"].to_pylist())) == 2
+    assert again.counts == {"unlabelled": 5, "joined_patients": 1}
+
+
+def test_a_set_and_a_file_are_told_apart_by_their_names(tmp_path: Path) -> None:
+    (tmp_path / "plain").touch()
+    assert [names_a_file(text) for text in ("agreed", "l.csv", "s3://b/x", "L.PARQUET", "a/b", str(tmp_path / "plain"))] == [
+        False, *[True] * 5
+    ]  # fmt: skip
 
 
 def test_a_task_without_labels_is_refused(indexed: TableRoot, tmp_path: Path) -> None:

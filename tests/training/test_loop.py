@@ -16,7 +16,7 @@ from torch import nn
 from angio_ray.models import NETS, interface
 from angio_ray.models.classifier import ClipClassifier
 from angio_ray.training import loop
-from angio_ray.training.loop import Epoch, InMemory, Part, Place, State, fit, predict, thinned
+from angio_ray.training.loop import Epoch, FitError, InMemory, Part, Place, State, fit, predict, thinned
 from angio_ray.training.recipes import NO_AUGMENTATION, Recipe, Stage, find_recipe
 
 ONE = Place(threads=1)
@@ -119,6 +119,15 @@ def test_it_learns() -> None:
     probability_N = predict(fitted.classifier, test.clips, len(test))
     assert probability_N.dtype == np.float32
     assert (probability_N[test.target_N == 1] > probability_N[test.target_N == 0].max()).all()
+
+
+@pytest.mark.usefixtures("mean_net")
+def test_a_loss_that_is_no_number_ends_the_fold_and_says_when() -> None:
+    states: list[State] = []
+    fit("mean", part(16), part(9, 1), SIMPLE, place=ONE, after_epoch=lambda _, state: states.append(copied(state)))
+    states[0].model["linear.weight"][:] = float("inf")
+    with pytest.raises(FitError, match=r"^epoch 2: the loss is no finite number .* than 0\.05$"):
+        fit("mean", part(16), part(9, 1), SIMPLE, place=ONE, state=states[0])
 
 
 @pytest.mark.usefixtures("mean_net")
