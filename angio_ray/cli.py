@@ -14,7 +14,7 @@ import sys
 import time
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Literal, NoReturn
 
@@ -660,9 +660,13 @@ def leave(code: int) -> NoReturn:
     Not by way of the interpreter's own end: threads of Ray's core that are still there then can abort the process, and a
     finished run would end with -6 for 3.
     """
-    with suppress(OSError):
-        sys.stdout.flush()
-        sys.stderr.flush()
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            code = code or 141
+        except OSError:  # a full disk: what was said is not all there
+            code = code or 1
     os._exit(code)
 
 

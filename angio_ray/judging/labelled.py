@@ -28,6 +28,7 @@ from angio_ray.tables.fence import RunHeld
 from angio_ray.tables.root import STORE_ERRORS, TableRoot, TablesError, fingerprint
 from angio_ray.tables.row_sets import read_set
 from angio_ray.tables.schema import TABLES
+from angio_ray.training.config import training_place
 from angio_ray.training.labels import (
     Kind,
     LabelError,
@@ -221,8 +222,8 @@ def training_patients(root: TableRoot, digest: str, places: Sequence[Path]) -> t
 
 
 def training_folder(tables: str) -> Path:
-    """Where `train` leaves its bundles unless told otherwise, for tables in a local folder."""
-    return Path(tables.removeprefix("file://").rstrip("/") + ".training")
+    """Where `train` leaves its bundles unless told otherwise; tables in a bucket have no such folder."""
+    return Path(training_place(tables).removeprefix("file://"))
 
 
 def _values(column: pa.ChunkedArray) -> list[Any]:

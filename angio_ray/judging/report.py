@@ -89,6 +89,11 @@ def write_report(
         facts = [tables.run_facts(run) for run in runs]
         stored = tables.stored_figures(sources)
         shown, why = _examples(tables, models, facts, _finder(found_bundles), examples)
+    if {one.kind for one in models} == {"folds", "set"} and (away := _digests(models) - found_bundles.keys()):
+        notes.append(
+            f"{len(away)} bundles are not in the folders searched (--bundles): a set scored by them is not set beside "
+            "the folds that they come from"
+        )
     report = Report(
         title=TITLE,
         made_at=datetime.now(UTC),
@@ -167,13 +172,17 @@ def _finder(folders: Mapping[str, Path], *, weights: bool = True) -> Callable[[s
 
 def _weights(models: Sequence[ModelOnSet], folders: Mapping[str, Path]) -> dict[str, frozenset[str]]:
     """Digest -> SHA-256 of its weight files, of the models' bundles that are there."""
-    digests = {digest for one in models for digest in one.assessment.rows["bundle"].to_pylist() if digest in folders}
-    found = {digest: _finder(folders, weights=False)(digest) for digest in digests}
+    found = {digest: _finder(folders, weights=False)(digest) for digest in _digests(models) & folders.keys()}
     return {
         digest: frozenset(sha256(data).hexdigest() for data in bundle.weights)
         for digest, bundle in found.items()
         if bundle is not None
     }
+
+
+def _digests(models: Sequence[ModelOnSet]) -> set[str]:
+    """Of the bundles that scored."""
+    return {digest for one in models for digest in one.assessment.rows["bundle"].to_pylist()} - {None}
 
 
 def _costs(models: Sequence[ModelOnSet], time_clips: int) -> list[dict[str, Any]]:

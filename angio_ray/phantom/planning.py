@@ -498,7 +498,8 @@ def _panned(plan: PatientPlan, clip: int, tree: Tree, scene: Scene) -> Scene:
     x, z = np.linalg.solve(shown[:, [0, 2]], shown @ (tree.ostium - _middle(tree.vessels)))
     found = contrast.contrast_frames(contrast.curves(scene).filling_T)
     full_T = np.zeros(len(scene.times_s), bool)
-    full_T[found["contrast_begin"] or 0 : (found["contrast_end"] or len(full_T)) + 1] = True
+    end = found["contrast_end"]
+    full_T[found["contrast_begin"] or 0 : len(full_T) if end is None else end + 1] = True
     larger = np.concatenate([v.points_N3 for v in _larger(tree)])[::3]
 
     def least_inside(shift_T3: Floats) -> float:

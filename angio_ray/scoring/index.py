@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from dataclasses import dataclass
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import ray
 
-from angio_ray.clip import Reason, is_transient
+from angio_ray.clip import is_transient
 from angio_ray.dicom.reader import Limits
 from angio_ray.pseudonyms import PatientIdentity, PseudonymKey
 from angio_ray.scoring.cluster import check_nodes_see, ray_cluster
@@ -39,8 +40,8 @@ class IndexSummary:
     """Objects that `clips` had already, unchanged."""
     rejected: int
     """Objects with a reason in place of header facts."""
-    postponed: int
-    """Of these, objects that could not be read this time and are not in `clips`: the next `index` tries them again."""
+    postponed: Counter[str]
+    """Of these, by reason, objects that could not be read this time and are not in `clips`: the next `index` tries them again."""
     seconds: float
 
 
@@ -62,9 +63,7 @@ def index(config: IndexConfig) -> IndexSummary:
         now, faults, again = _index(config, source, left, len(keys), key, patients, clip_log)
         written, rejected, transient = written + now, rejected - len(transient) + faults, again
         left = left.filter(pc.is_in(left["object_id"], pa.array(list(transient), pa.string())))
-    # what timed out or took too much memory each time is of the object; what could not be read is of the store
-    postponed = sum(reason == Reason.READ_ERROR for reason in transient.values())
-    return IndexSummary(written, len(keys) - len(fresh), rejected, postponed, time.monotonic() - started)
+    return IndexSummary(written, len(keys) - len(fresh), rejected, Counter(transient.values()), time.monotonic() - started)
 
 
 def _index(

@@ -1,1 +1,1 @@
-"""Training: labels and clips in, bundles out. `plain` is the short loop of the first bundle."""
+"""Training: labels and clips in, bundles out."""

@@ -42,6 +42,7 @@ class Claim:
             "at": datetime.now(UTC).isoformat(), "beat": 0,
         }  # fmt: skip
         self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._live, name="claim", daemon=True)
         self._lost = False
 
     def __enter__(self) -> Claim:
@@ -52,11 +53,12 @@ class Claim:
         time.sleep(_SETTLE_S)
         self._lost = not self._is_mine()
         self.check()
-        threading.Thread(target=self._live, name="claim", daemon=True).start()
+        self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._ended.set()
+        self._thread.join()  # a sign of life that is on its way would bring the claim back
         try:
             if self._is_mine():
                 self._out.delete(self._uri)

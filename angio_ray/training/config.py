@@ -144,10 +144,7 @@ class TrainConfig:
     @property
     def out_uri(self) -> str:
         """Where checkpoints and bundles go."""
-        tables = self.tables.rstrip("/")
-        # a name after a bucket's would be another bucket
-        bucket = re.fullmatch(r"s3[an]?://[^/]+", tables, re.IGNORECASE)
-        return self.out or (f"{tables}/tables.training" if bucket else f"{tables}.training")
+        return self.out or training_place(self.tables)
 
     @property
     def shares(self) -> tuple[float, float, float]:
@@ -166,6 +163,14 @@ class TrainConfig:
             if value not in (None, ()):
                 words += _typed(name, ",".join(f"{k}={v:g}" for k, v in value) if name == "augment" else value)
         return " ".join(words)
+
+
+def training_place(tables: str) -> str:
+    """Where checkpoints and bundles go unless told otherwise: beside the tables."""
+    tables = tables.rstrip("/")
+    # a name after a bucket's would be another bucket
+    bucket = re.fullmatch(r"s3[an]?://[^/]+", tables, re.IGNORECASE)
+    return f"{tables}/tables.training" if bucket else f"{tables}.training"
 
 
 def _typed(name: str, value: Any) -> list[str]:

@@ -175,7 +175,9 @@ def _train(config: TrainConfig) -> TrainSummary:
         if indexed.postponed:
             # folds without them would be other folds than the next run's
             raise RunError(
-                f"not finished: {indexed.postponed:,} objects could not be read; run the same command again", 1
+                f"not finished: {indexed.postponed.total():,} objects could not be read "
+                f"({', '.join(sorted(indexed.postponed))}); run the same command again, or take them out of --clips",
+                1,
             )
         join = join_labels(root, key, labels, source=config.clips)
         _tell(join, out, config)

@@ -156,7 +156,7 @@ def test_clustered_intervals_cover_and_naive_ones_do_not() -> None:
 def test_intervals_cover_where_the_product_works(patients: int) -> None:
     """AUC 0.96, 14 % positive, 7 clips a patient: percentiles of the same draws cover the AUC in 0.86 and 0.90 of studies."""
     truth = {"auc": norm.cdf(2.5 / 2**0.5), "sensitivity": norm.cdf(1.25), "specificity": norm.cdf(1.25)}
-    covered, studies = dict.fromkeys(truth, 0), 400
+    covered, without, studies = dict.fromkeys(truth, 0), dict.fromkeys(truth, 0), 400
     rng = np.random.default_rng(7)
     for seed in range(studies):
         patient = np.repeat(np.arange(patients), 7)
@@ -165,9 +165,13 @@ def test_intervals_cover_where_the_product_works(patients: int) -> None:
         made = intervals(target, norm.cdf(score - 1.25), patient, figures=list(truth), resamples=200, seed=seed)
         for name, true in truth.items():
             low, high = made[name].low, made[name].high
-            covered[name] += low is None or high is None or low <= true <= high  # an AUC of 1 has none
+            if low is None or high is None:
+                without[name] += 1  # an AUC of 1
+            else:
+                covered[name] += low <= true <= high
     for name in truth:
-        assert 0.925 <= covered[name] / studies <= 0.99, name
+        assert without[name] <= 0.05 * studies, name
+        assert 0.915 <= covered[name] / (studies - without[name]) <= 0.99, name
 
 
 def test_each_figure_says_how_its_interval_was_made() -> None:

@@ -352,5 +352,5 @@ def test_an_object_that_cannot_be_read_now_postpones_the_training(
     places = {name: place.child("clips", *below) for name, below in (("clips", ()), ("labels", ("labels.parquet",)))}
     tables = folder / "postponed"
     text = finished(folder, "postponed", 1, env=s3_proxy.env, **places, tables=tables)
-    assert "1 objects could not be read; run the same command again" in text
+    assert "1 objects could not be read (read_error); run the same command again" in text
     assert not read_set(TableRoot(Storage(str(tables))), "folds", fold_set="quality-k2-s0").num_rows
