@@ -419,7 +419,7 @@ def _data(experiment: Experiment) -> str:
 def _protocol(experiment: Experiment) -> str:
     recipe = experiment.recipe
     settings = {k: v for k, v in asdict(recipe).items() if k not in ("stages", "augment")}
-    stages = ", then ".join(f"{s.epochs} epochs of {s.frames} frames of {s.size} px" for s in recipe.stages)
+    stages = ", then ".join(f"{s.epochs} epoch{'s' * (s.epochs > 1)} of {s.frames} frames of {s.size} px" for s in recipe.stages)
     return (
         f"Recipe {experiment.recipe_name}: {stages}; begun from {experiment.began_from}. Adam, StepLR, cross entropy. "
         f"Settings: {', '.join(f'{k} {v}' for k, v in settings.items())}. Augmentation: "
