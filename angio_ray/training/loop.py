@@ -255,7 +255,8 @@ class _Loop:
             if isinstance(module, nn.Dropout) and recipe.dropout is not None:
                 module.p = recipe.dropout
         volume = self.layout == "BCTHW"
-        self.classifier.to(self.device, memory_format=torch.channels_last_3d if volume else torch.channels_last)  # type: ignore[call-overload]
+        layout = torch.channels_last_3d if volume else torch.channels_last
+        self.classifier.to(self.device).net.to(memory_format=layout)
         self.model: nn.Module = _Logits(self.classifier)
         if place.world > 1:
             self.model = DistributedDataParallel(

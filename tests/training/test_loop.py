@@ -69,6 +69,14 @@ def test_a_loop_that_goes_on_ends_as_one_that_never_stopped() -> None:
     assert all(torch.equal(v, v.half().float()) for v in kernels), "not as a bundle stores them"
 
 
+@pytest.mark.parametrize("net", [name for name in NETS if name != "x3d_s"])
+def test_each_net_takes_a_step(net: str) -> None:
+    fitted = fit(net, part(4), part(2, 1), replace(find_recipe("smoke", net), settle_clips=0), place=ONE)
+    untrained = ClipClassifier(NETS[net]).net.state_dict()
+    assert fitted.epochs[0].steps == 1
+    assert {k: v.shape for k, v in fitted.state_dict.items()} == {k: v.shape for k, v in untrained.items()}
+
+
 # -- with a small net: what the numbers are --------------------------------------------------------------------------
 
 

@@ -37,6 +37,16 @@ def test_quick_convolution_is_the_same_function(
         torch.testing.assert_close(quick, plain_torch, rtol=1e-4, atol=1e-5)
 
 
+def test_quick_convolution_is_the_same_with_bfloat16_around_it() -> None:
+    torch.manual_seed(0)
+    conv = torch.nn.Conv3d(6, 6, 3, 1, 1, groups=6, bias=False)
+    x = torch.randn(2, 6, 4, 9, 9, dtype=torch.bfloat16)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = depthwise(conv, x)
+    assert y.dtype == torch.bfloat16
+    torch.testing.assert_close(y.float(), conv(x.float()), rtol=1e-2, atol=1e-2)
+
+
 @torch.no_grad()
 def test_quick_net_scores_as_the_shipped_one_and_takes_other_sizes() -> None:
     torch.manual_seed(0)
