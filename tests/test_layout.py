@@ -19,11 +19,12 @@ MAY_IMPORT: dict[str, set[str]] = {
     "clip": set(),
     "storage": {"clip"},
     "sampling": {"clip"},
+    "views": set(),
     "pseudonyms": {"clip", "storage"},
     "dicom": {"clip", "sampling"},
     "models": {"clip", "sampling"},
     "tables": {"clip"},
-    "phantom": {"clip", "sampling", "storage", "dicom"},
+    "phantom": {"clip", "sampling", "views", "storage", "dicom"},
     "evaluation": {"clip", "tables"},
     "scoring": {"clip", "storage", "sampling", "pseudonyms", "dicom", "models", "tables"},
     "training": {
@@ -44,7 +45,7 @@ ONLY_IN: dict[str, set[str]] = {
     "s3fs": {"storage"},
     "botocore": {"storage"},
     "torchvision": {"models", "training"},
-    "monai": {"models"},
+    "monai": {"models", "evaluation"},
     "pytorchvideo": {"models"},
 }
 

@@ -22,8 +22,8 @@ from typing import Literal
 import numpy as np
 
 from angio_ray.phantom.carm import Floats
+from angio_ray.views import Artery
 
-Artery = Literal["LCA", "RCA"]
 Dominance = Literal["right", "left", "co"]
 DOMINANCES: tuple[tuple[Dominance, float], ...] = (("right", 0.82), ("left", 0.10), ("co", 0.08))
 """How often each is drawn."""

@@ -7,31 +7,11 @@ DICOM PS3.3 C.7.6.2); angles as PS3.3 C.8.7.5: LAO and cranial positive.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
 Floats = NDArray[np.float64]
-
-VIEWS: dict[Literal["LCA", "RCA"], dict[str, tuple[float, float]]] = {
-    "LCA": {
-        "LAO cranial": (38.0, 28.0),
-        "LAO caudal": (45.0, -30.0),
-        "RAO cranial": (-14.0, 34.0),
-        "RAO caudal": (-26.0, -26.0),
-    },
-    "RCA": {
-        "LAO": (44.0, 0.0),
-        "RAO": (-34.0, 0.0),
-        "AP cranial": (4.0, 28.0),
-    },
-}
-"""The middle of each standard view, primary and secondary angle in degrees.
-
-After table 2 of Di Mario and Sutaria, Coronary angiography in the angioplasty era: projections with a meaning, Heart
-2005; 91:968-976; laboratories differ by some ten degrees. "AP cranial" is the paper's shallow LAO/RAO cranial.
-"""
 
 
 @dataclass(frozen=True, kw_only=True)

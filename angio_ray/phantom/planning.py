@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from angio_ray.phantom import anatomy, contrast, detector, devices, disease, motion, territories
 from angio_ray.phantom.anatomy import Artery, Floats, Tree, Vessel
-from angio_ray.phantom.carm import VIEWS, View, axes, project
+from angio_ray.phantom.carm import View, axes, project
 from angio_ray.phantom.detector import Detector
 from angio_ray.phantom.dicom_writer import SYNTAXES, ClipFacts, Syntax
 from angio_ray.phantom.scene import (
@@ -30,6 +30,7 @@ from angio_ray.phantom.scene import (
     Scene,
     Streams,
 )
+from angio_ray.views import VIEWS
 
 Protocol = Literal["default", "calcium"]
 Site = Literal["seen", "unseen"]

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from angio_ray.models import NETS
+from angio_ray.models.backends import bf16_units
 from angio_ray.models.classifier import ClipClassifier
 from angio_ray.training.augment import augment
 from angio_ray.training.quick_nets import any_input_size, quick_on_cpu, settle_statistics
@@ -94,6 +95,8 @@ class Epoch:
     size: int
     frames: int
     learning_rate: float
+    precision: str
+    """Of the forward and backward pass: float32 or bfloat16."""
     loss: float
     validation_loss: float
     validation_auc: float | None
@@ -262,6 +265,7 @@ class _Loop:
             self.model = DistributedDataParallel(
                 self.model, device_ids=None if self.device.type == "cpu" else [self.device]
             )
+        self.precision = recipe.precision if recipe.precision != "auto" else _quickest_precision(self.device)
         self.optimizer = torch.optim.Adam(
             self.classifier.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay
         )
@@ -364,6 +368,7 @@ class _Loop:
             size=stage.size,
             frames=stage.frames,
             learning_rate=rate,
+            precision=self.precision,
             loss=mean_loss,
             validation_loss=loss,
             validation_auc=auc,
@@ -426,11 +431,7 @@ class _Loop:
         return self.model.no_sync()
 
     def _autocast(self) -> AbstractContextManager[Any]:
-        precision = self.recipe.precision
-        if precision == "auto":
-            fits = self.device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False)
-            precision = "bfloat16" if fits else "float32"
-        return torch.autocast(self.device.type, torch.bfloat16, enabled=precision == "bfloat16")
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
 
     @torch.no_grad()
     def _watch(self, stage: Stage) -> NDArray[np.float32]:
@@ -496,6 +497,12 @@ def as_stored(classifier: ClipClassifier) -> None:
     for tensor in classifier.net.state_dict().values():
         if tensor.ndim > 1:
             tensor.copy_(tensor.half().float())
+
+
+def _quickest_precision(device: torch.device) -> str:
+    gpu = device.type == "cuda"
+    fits = torch.cuda.is_bf16_supported(including_emulation=False) if gpu else "amx_bf16" in bf16_units()
+    return "bfloat16" if fits else "float32"
 
 
 def _values(stage: Stage) -> int:

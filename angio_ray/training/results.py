@@ -357,7 +357,8 @@ def _fold_card(
 ## Protocol
 {_protocol(experiment)} Threshold {threshold:g} by {experiment.rule} on the validation patients only.
 Weights of epoch {outcome.best_epoch} of {len(outcome.epochs)}; {cost["steps"]:,.0f} steps, {cost["clips_seen"]:,.0f} clips seen,
-{cost["train_seconds"]:,.0f} s, {cost["core_hours"]:.2f} core-hours. Made by angio_ray {__version__} with
+{cost["train_seconds"]:,.0f} s, {cost["core_hours"]:.2f} core-hours, in {outcome.epochs[-1].precision}.
+Made by angio_ray {__version__} with
 
     {experiment.command}
 

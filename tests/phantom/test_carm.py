@@ -7,6 +7,7 @@ import pytest
 
 from angio_ray.phantom import anatomy, carm
 from angio_ray.phantom.carm import View
+from angio_ray.views import VIEWS
 
 
 def view(primary: float = 0.0, secondary: float = 0.0, size: int = 512) -> View:
@@ -66,7 +67,7 @@ def test_axes_are_orthonormal(angles: tuple[float, float]) -> None:
 
 
 def test_views_lie_where_their_names_say() -> None:
-    for views in carm.VIEWS.values():
+    for views in VIEWS.values():
         for name, (primary, secondary) in views.items():
             side, *tilt = name.split()
             assert {"LAO": primary > 25, "RAO": primary < -10, "AP": abs(primary) < 10}[side]
@@ -76,12 +77,12 @@ def test_views_lie_where_their_names_say() -> None:
 def test_right_coronary_artery_is_a_c_in_lao_and_an_l_in_rao() -> None:
     trees = anatomy.grow_trees(np.random.default_rng(2), female=False, dominance="right")
     trunk, pda = trees["RCA"].vessel("RCA").points_N3, trees["RCA"].vessel("PDA").points_N3
-    lao, _ = carm.project(trunk, view(*carm.VIEWS["RCA"]["LAO"]))
+    lao, _ = carm.project(trunk, view(*VIEWS["RCA"]["LAO"]))
     left_most = int(np.argmin(lao[:, 0]))
     assert 0.25 * len(lao) < left_most < 0.75 * len(lao)  # out to the left and back again
     assert lao[0, 0] - lao[left_most, 0] > 60
     assert lao[-1, 0] - lao[left_most, 0] > 60
-    rao, _ = carm.project(trunk, view(*carm.VIEWS["RCA"]["RAO"]))
-    foot, _ = carm.project(pda, view(*carm.VIEWS["RCA"]["RAO"]))
+    rao, _ = carm.project(trunk, view(*VIEWS["RCA"]["RAO"]))
+    foot, _ = carm.project(pda, view(*VIEWS["RCA"]["RAO"]))
     assert rao[-1, 1] - rao[0, 1] > 2 * abs(rao[-1, 0] - rao[0, 0])  # the groove edge-on: a line downwards,
     assert foot[-1, 0] - foot[0, 0] > 2 * abs(foot[-1, 1] - foot[0, 1])  # then the inferior wall's to the right

@@ -9,6 +9,7 @@ import pytest
 
 from angio_ray.phantom import anatomy, carm, disease
 from angio_ray.phantom.anatomy import Artery, Tree
+from angio_ray.views import VIEWS
 
 
 @cache
@@ -139,7 +140,7 @@ def test_tram_track_runs_along_opposite_walls_that_stay_apart_in_the_usual_views
     sides = [line - middle.points_N3[np.linalg.norm(middle.points_N3 - line[0], axis=1).argmin()] for line in lines]
     one, other = sides[0][0], sides[-1][0]
     assert one @ other < -0.5 * np.linalg.norm(one) * np.linalg.norm(other)
-    for primary, secondary in carm.VIEWS["LCA"].values():
+    for primary, secondary in VIEWS["LCA"].values():
         right, down, _ = carm.axes(primary, secondary)
         apart = one - other
         assert np.hypot(apart @ right, apart @ down) > 0.5 * np.linalg.norm(apart)

@@ -9,9 +9,10 @@ import pytest
 
 from angio_ray.phantom import anatomy, joints
 from angio_ray.phantom.anatomy import Artery, Vessel
-from angio_ray.phantom.carm import VIEWS, View, project
+from angio_ray.phantom.carm import View, project
 from angio_ray.phantom.territories import TerritoryName, territory
 from angio_ray.phantom.tubes import Tube, Tubes
+from angio_ray.views import VIEWS
 from tests.phantom import stage
 
 NEAR = 12

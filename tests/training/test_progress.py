@@ -18,7 +18,8 @@ from angio_ray.training.progress import MLFLOW_ADDRESS, Progress
 from angio_ray.training.results import Experiment
 
 EPOCH = Epoch(
-    number=1, of=3, size=48, frames=4, learning_rate=1e-3, loss=0.6, validation_loss=0.5, validation_auc=0.75, clips=30,
+    number=1, of=3, size=48, frames=4, learning_rate=1e-3, precision="float32", loss=0.6, validation_loss=0.5,
+    validation_auc=0.75, clips=30,
     steps=4, seconds=10.0, clips_per_s=5.0, core_seconds=9.0, seconds_left=20.0,
 )  # fmt: skip
 
