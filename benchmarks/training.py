@@ -24,7 +24,7 @@ from angio_ray.models import NETS
 from angio_ray.models.classifier import ClipClassifier
 from angio_ray.storage import Storage
 from angio_ray.training.cache import CachedClips, ClipCache, entry_name
-from angio_ray.training.loop import Part, Place, fit
+from angio_ray.training.loop import Part, Place, fit, quickest_precision
 from angio_ray.training.quick_nets import any_input_size, quick_on_cpu
 from angio_ray.training.recipes import Stage, find_recipe
 
@@ -51,21 +51,22 @@ def cached_clips(folder: Path, net: str, count: int) -> CachedClips:
 
 
 def bare_rate(net: str, count: int, device: str) -> float:
-    """Clips/s of forward, backward and step on one batch that lies in memory, float32 (bfloat16 on GPUs)."""
+    """Clips/s of forward, backward and step on one batch that lies in memory, in the precision of the loop."""
     window = NETS[net].window
     classifier = ClipClassifier(NETS[net])
     any_input_size(classifier)
     if device == "cpu":
         quick_on_cpu(classifier)
     volume = NETS[net].layout == "BCTHW"
-    classifier.to(device, memory_format=torch.channels_last_3d if volume else torch.channels_last)
+    classifier.to(device).net.to(memory_format=torch.channels_last_3d if volume else torch.channels_last)
     classifier.train()
     optimizer = torch.optim.Adam(classifier.parameters())
     x = torch.rand(BATCH, window.num_frames, window.size, window.size, device=device) * 255
     target = torch.arange(BATCH, device=device) % 2
+    half = quickest_precision(torch.device(device)) == "bfloat16"
 
     def step() -> None:
-        with torch.autocast(device, torch.bfloat16, enabled=device != "cpu"):
+        with torch.autocast(device, torch.bfloat16, enabled=half):
             loss = F.cross_entropy(classifier.logits(x).float(), target)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()

@@ -265,7 +265,7 @@ class _Loop:
             self.model = DistributedDataParallel(
                 self.model, device_ids=None if self.device.type == "cpu" else [self.device]
             )
-        self.precision = recipe.precision if recipe.precision != "auto" else _quickest_precision(self.device)
+        self.precision = recipe.precision if recipe.precision != "auto" else quickest_precision(self.device)
         self.optimizer = torch.optim.Adam(
             self.classifier.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay
         )
@@ -499,7 +499,8 @@ def as_stored(classifier: ClipClassifier) -> None:
             tensor.copy_(tensor.half().float())
 
 
-def _quickest_precision(device: torch.device) -> str:
+def quickest_precision(device: torch.device) -> str:
+    """bfloat16 where the device has units for it (a processor: AMX), else float32."""
     gpu = device.type == "cuda"
     fits = torch.cuda.is_bf16_supported(including_emulation=False) if gpu else "amx_bf16" in bf16_units()
     return "bfloat16" if fits else "float32"
