@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -58,9 +59,10 @@ def contrast_frames(
     truth: Sequence[Interval | None], found: Sequence[Interval | None]
 ) -> tuple[ContrastFrames, ContrastFrames]:
     """(runs of SHORT or more frames of full contrast, shorter ones). ValueError where the two differ in length."""
-    pairs = list(zip(truth, found, strict=True))
-    short = [(t, f) for t, f in pairs if t is not None and t[1] - t[0] + 1 < SHORT]
-    return _figures([pair for pair in pairs if pair not in short]), _figures(short)
+    parts: tuple[list[Any], list[Any]] = [], []
+    for t, f in zip(truth, found, strict=True):
+        parts[t is not None and t[1] - t[0] + 1 < SHORT].append((t, f))
+    return _figures(parts[0]), _figures(parts[1])
 
 
 def _figures(pairs: Sequence[tuple[Interval | None, Interval | None]]) -> ContrastFrames:

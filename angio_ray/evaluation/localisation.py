@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float64]
 
 MOST_FOUND = 100
-"""Boxes of a frame that count, highest scores first, as in COCO."""
+"""Boxes of a frame that count, highest scores first, as in COCO; the rest is not looked at."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -44,7 +44,8 @@ class Localisation:
     num_frames: int
     num_stenoses: int
     global_sensitivity: float | None
-    """Frames with a narrowing whose highest-scoring box alone meets the most severe one (COCO's AR at one detection)."""
+    """Frames with a narrowing whose highest-scoring box alone meets the most severe one, or one of several equal (COCO's AR at
+    one detection)."""
     stenosis_sensitivity: float | None
     """Narrowings met by a box at or above the threshold."""
     precision: float | None
@@ -82,15 +83,16 @@ def localisation(frames: Sequence[FrameBoxes], *, iou: float, threshold: float) 
     for frame in frames:
         if frame.truth_S4.shape != (len(frame.severity_S), 4) or frame.found_D4.shape != (len(frame.score_D), 4):
             raise ValueError("a box is four numbers, with one severity or score each")
-    shown = [_shown(frame, threshold) for frame in frames]
+    frames = [_kept(frame, np.argsort(-frame.score_D, kind="stable")[:MOST_FOUND]) for frame in frames]
+    shown = [_kept(frame, np.flatnonzero(frame.score_D >= threshold)) for frame in frames]
     met = sum(int(match["dtMatches"].sum()) for match in _matched(shown, iou))
     num_stenoses = sum(len(frame.truth_S4) for frame in frames)
     num_shown = sum(len(frame.found_D4) for frame in shown)
     diseased = [frame for frame in frames if len(frame.truth_S4)]
     clear = [frame for frame in shown if not len(frame.truth_S4)]
     tops = [_worst_and_top(frame) for frame in diseased if len(frame.found_D4)]
-    hits = sum(float(_overlap(top[None], worst[None])[0, 0]) >= iou for worst, top in tops)
-    distance = np.array([np.linalg.norm(_centre(worst) - _centre(top)) for worst, top in tops])
+    hits = sum(float(_overlap(worst_W4, top[None]).max()) >= iou for worst_W4, top in tops)
+    distance = np.array([np.linalg.norm(_centre(worst_W4) - _centre(top), axis=-1).min() for worst_W4, top in tops])
     return Localisation(
         iou=iou,
         threshold=threshold,
@@ -108,15 +110,16 @@ def localisation(frames: Sequence[FrameBoxes], *, iou: float, threshold: float) 
     )
 
 
-def _shown(frame: FrameBoxes, threshold: float) -> FrameBoxes:
-    keep = frame.score_D >= threshold
+def _kept(frame: FrameBoxes, keep: NDArray[np.intp]) -> FrameBoxes:
     return FrameBoxes(
         truth_S4=frame.truth_S4, severity_S=frame.severity_S, found_D4=frame.found_D4[keep], score_D=frame.score_D[keep]
     )
 
 
 def _worst_and_top(frame: FrameBoxes) -> tuple[Floats, Floats]:
-    return frame.truth_S4[int(np.argmax(frame.severity_S))], frame.found_D4[int(np.argmax(frame.score_D))]
+    """The most severe narrowings (several may be equal), and the highest-scoring box."""
+    worst = frame.severity_S == frame.severity_S.max()
+    return frame.truth_S4[worst], frame.found_D4[int(np.argmax(frame.score_D))]
 
 
 def _overlap(one_N4: Floats, other_M4: Floats) -> Floats:
@@ -125,7 +128,7 @@ def _overlap(one_N4: Floats, other_M4: Floats) -> Floats:
 
 
 def _centre(box: Floats) -> Floats:
-    return (box[:2] + box[2:]) / 2
+    return (box[..., :2] + box[..., 2:]) / 2
 
 
 def _matched(frames: Sequence[FrameBoxes], iou: float) -> list[dict[str, NDArray[np.float64]]]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import re
+import shlex
 from dataclasses import KW_ONLY, asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
+from angio_ray.models import NETS
 from angio_ray.scoring.config import ConfigError, Flag
 from angio_ray.training.recipes import Recipe, RecipeChanges, find_recipe
 
@@ -122,9 +124,14 @@ class TrainConfig:
     def chosen_recipe(self) -> Recipe:
         """The recipe with its changes. ConfigError where there is none."""
         try:
-            return self.changes.applied(find_recipe(self.recipe, self.net))
+            recipe = self.changes.applied(find_recipe(self.recipe, self.net))
         except ValueError as error:
             raise ConfigError(str(error)) from None
+        window = NETS[self.net].window
+        for stage in recipe.stages:
+            if stage.size > window.size or stage.frames > window.num_frames:
+                raise ConfigError(f"stage {stage}: {self.net} sees {window.num_frames} frames of {window.size} px at most")
+        return recipe
 
     @property
     def folds_name(self) -> str:
@@ -161,8 +168,8 @@ class TrainConfig:
                 words += _typed(f.name, value)
         for name, value in asdict(self.changes).items():
             if value not in (None, ()):
-                words += _typed(name, ",".join(f"{k}={v:g}" for k, v in value) if name == "augment" else value)
-        return " ".join(words)
+                words += _typed(name, ",".join(f"{k}={v!r}" for k, v in value) if name == "augment" else value)
+        return shlex.join(words)
 
 
 def training_place(tables: str) -> str:
@@ -175,4 +182,4 @@ def training_place(tables: str) -> str:
 
 def _typed(name: str, value: Any) -> list[str]:
     flag = f"--{name.replace('_', '-')}"
-    return [flag] if value is True else [flag, f"{value:g}" if isinstance(value, float) else str(value)]
+    return [flag] if value is True else [flag, repr(value) if isinstance(value, float) else str(value)]

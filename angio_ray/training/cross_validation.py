@@ -33,7 +33,8 @@ from torch import Tensor
 
 from angio_ray.evaluation.pooled import FoldsSummary
 from angio_ray.models import NETS, TASKS
-from angio_ray.models.bundles import BundleError, load_bundle
+from angio_ray.models.bundles import BundleError, Origin, load_bundle
+from angio_ray.models.classifier import KINETICS_MEAN, KINETICS_STD
 from angio_ray.models.pretrained import PretrainedError, load_pretrained
 from angio_ray.scoring.cluster import check_nodes_see, ray_cluster
 from angio_ray.scoring.config import ConfigError, IndexConfig, RunError
@@ -214,6 +215,7 @@ def _train(config: TrainConfig) -> TrainSummary:
             at_least=config.at_least,
             seen_before=initial.seen,
             began_from=initial.words,
+            began_on=initial.trained_on,
             command=config.command,
             resamples=config.resamples,
             out=out,
@@ -313,6 +315,7 @@ class _Initial:
     data: bytes | None = None
     """safetensors; None: the net's own random ones."""
     seen: tuple[str, ...] = ()
+    trained_on: Origin | None = None
 
     @property
     def digest(self) -> str | None:
@@ -342,13 +345,20 @@ def _initial(config: TrainConfig, clips: pa.Table) -> _Initial:
         bundle = load_bundle(config.start)
         if bundle.net != config.net or len(bundle.weights) != 1:
             raise ConfigError(f"--start {config.start}: not one {config.net}, but {len(bundle.weights)} {bundle.net}")
+        if (bundle.window, bundle.mean, bundle.std) != (NETS[config.net].window, KINETICS_MEAN, KINETICS_STD):
+            raise ConfigError(f"--start {config.start}: its window or normalisation is not the one that is trained with")
         here = {*clips["patient_id"].to_pylist(), *clips["group_id"].to_pylist()}
         if known := here & set(bundle.training_patients):
             raise ConfigError(
                 f"--start {config.start} has seen {len(known)} of these patients: no figure on them would be out of fold"
             )
+        if bundle.training_patients:
+            log.info("--start: patients whom it has seen would be known only under the key that it was trained with")
         return _Initial(
-            words=f"bundle {bundle.digest[:12]}", data=bundle.weights[0], seen=tuple(bundle.training_patients)
+            words=f"bundle {bundle.digest[:12]}",
+            data=bundle.weights[0],
+            seen=tuple(bundle.training_patients),
+            trained_on=bundle.trained_on,
         )
     return _Initial()
 

@@ -95,7 +95,7 @@ class Epoch:
     size: int
     frames: int
     learning_rate: float
-    precision: str
+    precision: str = "not recorded"
     """Of the forward and backward pass: float32 or bfloat16."""
     loss: float
     validation_loss: float
@@ -265,7 +265,7 @@ class _Loop:
             self.model = DistributedDataParallel(
                 self.model, device_ids=None if self.device.type == "cpu" else [self.device]
             )
-        self.precision = recipe.precision if recipe.precision != "auto" else quickest_precision(self.device)
+        self.precision = _chosen_precision(recipe, self.device, place)
         self.optimizer = torch.optim.Adam(
             self.classifier.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay
         )
@@ -278,6 +278,9 @@ class _Loop:
 
     def resume(self, state: State) -> None:
         self.state = state
+        before = state.history[-1].get("precision") if state.history else None
+        if self.recipe.precision == "auto" and before in ("float32", "bfloat16"):
+            self.precision = before  # as it began, on whatever machine it goes on
         if state.model:
             self.classifier.net.load_state_dict(state.model)
             self.optimizer.load_state_dict(state.optimizer)
@@ -422,6 +425,10 @@ class _Loop:
             if recipe.clip_norm:
                 nn.utils.clip_grad_norm_(self.classifier.parameters(), recipe.clip_norm)
             self.optimizer.step()
+        if place.world > 1:
+            # running statistics are each process's own until the next pass: predictions are to be of one net
+            for buffer in self.classifier.net.buffers():
+                dist.broadcast(buffer, 0)
         return float(total), sum(map(len, batches))
 
     def _local(self, *, last: bool) -> AbstractContextManager[Any]:
@@ -485,7 +492,9 @@ class _Thinned:
 
 def thinned(x_BTHW: Tensor, size: int, frames: int) -> Tensor:
     """Clips at size x size px by area averaging, and so many of their frames, evenly; float32 where the size changes."""
-    x_BTHW = x_BTHW[:, :: max(1, x_BTHW.shape[1] // frames)][:, :frames]
+    there = x_BTHW.shape[1]
+    if frames < there:
+        x_BTHW = x_BTHW[:, torch.arange(frames) * there // frames]
     if x_BTHW.shape[-1] <= size:
         return x_BTHW
     return F.interpolate(x_BTHW.float(), (size, size), mode="area")
@@ -497,6 +506,18 @@ def as_stored(classifier: ClipClassifier) -> None:
     for tensor in classifier.net.state_dict().values():
         if tensor.ndim > 1:
             tensor.copy_(tensor.half().float())
+
+
+def _chosen_precision(recipe: Recipe, device: torch.device, place: Place) -> str:
+    """Of all workers alike: bfloat16 on its own only where each of them has units for it."""
+    if recipe.precision != "auto":
+        return recipe.precision
+    mine = quickest_precision(device)
+    if place.world == 1:
+        return mine
+    found: list[Any] = [None] * place.world
+    dist.all_gather_object(found, mine)
+    return "bfloat16" if set(found) == {"bfloat16"} else "float32"
 
 
 def quickest_precision(device: torch.device) -> str:

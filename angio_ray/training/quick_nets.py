@@ -37,16 +37,27 @@ def quick_on_cpu(module: nn.Module) -> None:
 
 
 def depthwise(self: nn.Conv3d, x_BCTHW: Tensor) -> Tensor:
-    """`nn.Conv3d.forward` for one filter per channel, odd kernel, stride 1 over time; others go the usual way.
+    """`nn.Conv3d.forward` for one filter per channel, odd kernel, no stride or dilation over time; others go the usual way.
 
     Always in float32: oneDNN's gradient of a depthwise convolution is four times as slow in bfloat16.
     """
     taps = self.kernel_size[0]
-    if taps % 2 == 0 or self.stride[0] != 1 or self.padding[0] != taps // 2 or self.bias is not None:
+    over_time = self.kernel_size[1:] == (1, 1)
+    plain = (
+        taps % 2 == 1
+        and self.stride[0] == 1
+        and self.padding[0] == taps // 2
+        and self.bias is None
+        and self.out_channels == self.in_channels
+        and self.dilation == (1, 1, 1)
+        and self.padding_mode == "zeros"
+        and (not over_time or (self.stride[1:] == (1, 1) and self.padding[1:] == (0, 0)))
+    )
+    if not plain:
         return nn.Conv3d.forward(self, x_BCTHW)
     with torch.autocast(x_BCTHW.device.type, enabled=False):
         x, weight = x_BCTHW.float(), self.weight.float()
-        if self.kernel_size[1:] == (1, 1):  # over time alone: the pixels in one row, one 2D convolution
+        if over_time:  # alone: the pixels in one row, one 2D convolution
             row = F.conv2d(x.flatten(3), weight.flatten(3), None, 1, (taps // 2, 0), 1, x.shape[1])
             y_BCTHW = row.unflatten(3, x.shape[3:])
         else:

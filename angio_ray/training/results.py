@@ -77,14 +77,17 @@ class Experiment:
     """Pseudonyms of the patients whom the model to begin from has seen; none of them is in the folds."""
     began_from: str
     """In words."""
+    began_on: Origin | None
+    """What the model to begin from was trained on; None where there is none."""
     command: str
     resamples: int
     out: Storage
 
     @property
     def trained_on(self) -> Origin:
-        """patients, as soon as one clip is of a patient."""
-        return "synthetic" if pc.all(self.clips["synthetic"]).as_py() else "patients"
+        """patients, as soon as one clip is of a patient, or the model to begin from has seen one."""
+        synthetic = pc.all(self.clips["synthetic"]).as_py() and self.began_on != "patients"
+        return "synthetic" if synthetic else "patients"
 
     @property
     def data_domain(self) -> str:
@@ -345,6 +348,7 @@ def _fold_card(
         for e in outcome.epochs
     ]
     cost = outcome.cost
+    precision = " and ".join(sorted({e.precision for e in outcome.epochs}))
     return f"""{_head(experiment, f"fold {fold.number} of {experiment.folds.num_folds}")}
 
 ## Data
@@ -357,7 +361,7 @@ def _fold_card(
 ## Protocol
 {_protocol(experiment)} Threshold {threshold:g} by {experiment.rule} on the validation patients only.
 Weights of epoch {outcome.best_epoch} of {len(outcome.epochs)}; {cost["steps"]:,.0f} steps, {cost["clips_seen"]:,.0f} clips seen,
-{cost["train_seconds"]:,.0f} s, {cost["core_hours"]:.2f} core-hours, in {outcome.epochs[-1].precision}.
+{cost["train_seconds"]:,.0f} s, {cost["core_hours"]:.2f} core-hours, in {precision}.
 Made by angio_ray {__version__} with
 
     {experiment.command}
