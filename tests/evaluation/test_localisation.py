@@ -63,6 +63,18 @@ def test_a_narrowing_is_met_once() -> None:
     assert (got.stenosis_sensitivity, got.precision, got.false_boxes_per_frame) == (1.0, 0.5, 1.0)
 
 
+def test_of_equally_severe_narrowings_any_may_be_met() -> None:
+    for truth in ([(A, 100), (B, 100)], [(B, 100), (A, 100)]):
+        got = localisation([frame(truth, [(MOVED, 0.9)])], iou=0.5, threshold=0.5)
+        assert got.global_sensitivity == 1.0
+        assert got.centre_distance_mean == pytest.approx(5.0)
+
+
+def test_boxes_beyond_the_hundred_best_are_not_looked_at() -> None:
+    got = localisation([frame([(A, 60)], [(A, 0.55)] + [(FAR, 0.9)] * 120)], iou=0.5, threshold=0.5)
+    assert (got.stenosis_sensitivity, got.false_boxes_per_frame) == (0.0, 100.0)
+
+
 def test_nothing_to_judge_is_no_figure() -> None:
     got = localisation([frame([], [])], iou=0.5, threshold=0.5)
     assert got.frame_specificity == 1.0

@@ -23,7 +23,7 @@ import torch
 from safetensors.torch import save_file
 
 from angio_ray.models import NETS
-from angio_ray.models.bundles import load_bundle
+from angio_ray.models.bundles import load_bundle, write_bundle
 from angio_ray.phantom import generate
 from angio_ray.scoring.config import ConfigError
 from angio_ray.storage import Storage
@@ -102,6 +102,21 @@ def test_weights_that_lack_the_head_begin_every_driver_the_same(tmp_path: Path) 
     torch.rand(7)  # another process has drawn other numbers
     assert digest(0) == first
     assert digest(1) != first
+
+
+def test_what_a_training_begins_from_says_whom_it_saw_and_must_fit(tmp_path: Path) -> None:
+    none = pa.table({"patient_id": pa.array([], pa.string()), "group_id": pa.array([], pa.string())})
+    weights = [NETS["x3d_s"].build().state_dict()]
+    facts: dict[str, Any] = {"task": "quality", "net": "x3d_s", "state_dicts": weights, "threshold": 0.5}
+    write_bundle(tmp_path / "patients", trained_on="patients", training_patients=["ab" * 16], **facts)
+    initial = _initial(config(start=tmp_path / "patients"), none)
+    assert (initial.trained_on, initial.seen) == ("patients", ("ab" * 16,))
+    write_bundle(tmp_path / "darker", trained_on="synthetic", mean=(0.1, 0.1, 0.1), **facts)
+    with pytest.raises(ConfigError, match="its window or normalisation is not the one that is trained with"):
+        _initial(config(start=tmp_path / "darker"), none)
+    here = pa.table({"patient_id": ["ab" * 16], "group_id": ["ab" * 16]})
+    with pytest.raises(ConfigError, match="has seen 1 of these patients"):
+        _initial(config(start=tmp_path / "patients"), here)
 
 
 def test_temporary_keys_of_a_bucket_are_not_given_away(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -139,6 +139,30 @@ def test_a_loss_that_is_no_number_ends_the_fold_and_says_when() -> None:
 
 
 @pytest.mark.usefixtures("mean_net")
+def test_a_state_goes_on_in_the_precision_that_it_began_in() -> None:
+    states: list[State] = []
+    fit("mean", part(8), part(6, 1), SIMPLE, place=ONE, after_epoch=lambda _, state: states.append(copied(state)))
+    for before in ("bfloat16", "float32"):
+        state = copied(states[0])
+        state.history[0]["precision"] = before
+        fitted = fit("mean", part(8), part(6, 1), SIMPLE, place=ONE, state=state)
+        assert [epoch.precision for epoch in fitted.epochs] == [before] * 3
+    old = copied(states[0])
+    del old.history[0]["precision"]  # of a version that did not record it
+    fitted = fit("mean", part(8), part(6, 1), SIMPLE, place=ONE, state=old)
+    assert [epoch.precision == "not recorded" for epoch in fitted.epochs] == [True, False, False]
+    asked = fit("mean", part(8), part(6, 1), replace(SIMPLE, precision="bfloat16"), place=ONE)
+    assert {epoch.precision for epoch in asked.epochs} == {"bfloat16"}
+
+
+def test_frames_are_thinned_evenly() -> None:
+    x = torch.arange(16, dtype=torch.uint8).reshape(1, 16, 1, 1)
+    assert thinned(x, 8, 4).flatten().tolist() == [0, 4, 8, 12]
+    assert thinned(x, 8, 6).flatten().tolist() == [0, 2, 5, 8, 10, 13]
+    assert thinned(x, 8, 32).flatten().tolist() == list(range(16))
+
+
+@pytest.mark.usefixtures("mean_net")
 @pytest.mark.parametrize("balance", ["weights", "none"])
 def test_accumulation_changes_no_step(balance: Any) -> None:
     recipe, train = replace(SIMPLE, balance=balance), part(14, positive=4)
@@ -146,11 +170,23 @@ def test_accumulation_changes_no_step(balance: Any) -> None:
     np.testing.assert_allclose(_weights(replace(recipe, micro_batch=2), train), whole, atol=2e-3)
 
 
+class Normed(Mean):
+    """With statistics that each process gathers from its own clips."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = nn.BatchNorm3d(3)
+
+    def forward(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
+        return super().forward(self.norm(x_BCTHW))
+
+
 def _as_worker(rank: int, world: int, port: int, queue: Any) -> None:
-    NETS["mean"] = _mean_spec()
+    NETS["mean"], NETS["normed"] = _mean_spec(), replace(_mean_spec(), name="normed", build=Normed)
     torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
     place = Place(rank=rank, world=world, threads=1)
-    queue.put((rank, _weights(SIMPLE, part(15, positive=4), place)))
+    normed = fit("normed", part(15, positive=4), part(6, 1), SIMPLE, seed=1, place=place)
+    queue.put((rank, _weights(SIMPLE, part(15, positive=4), place), normed.state_dict["norm.running_mean"].tolist()))
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
@@ -168,10 +204,12 @@ def test_two_workers_take_the_steps_of_one() -> None:
     workers = [context.Process(target=_as_worker, args=(rank, 2, port, queue)) for rank in range(2)]
     for worker in workers:
         worker.start()
-    found = dict(queue.get(timeout=200) for _ in workers)
+    answers = [queue.get(timeout=200) for _ in workers]
+    found = {rank: weights for rank, weights, _ in answers}
     for worker in workers:
         worker.join()
     assert found[0] == found[1]
+    assert answers[0][2] == answers[1][2], "what the workers predict with is not one net"
     np.testing.assert_allclose(found[0], _weights(SIMPLE, part(15, positive=4)), atol=2e-3)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -35,6 +37,22 @@ def test_quick_convolution_is_the_same_function(
     assert float(outcomes[0][0].detach().abs().max()) > 0.1
     for plain_torch, quick in zip(*outcomes, strict=True):
         torch.testing.assert_close(quick, plain_torch, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"kernel_size": (3, 1, 1), "stride": (1, 2, 2), "padding": (1, 0, 0)},
+        {"kernel_size": 3, "padding": 1, "padding_mode": "replicate"},
+        {"kernel_size": 3, "padding": (1, 2, 2), "dilation": (1, 2, 2)},
+    ],
+    ids=["stride in space of a kernel over time", "padding mode", "dilation"],
+)
+def test_other_convolutions_go_the_usual_way(options: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    conv = torch.nn.Conv3d(6, 6, groups=6, bias=False, **options)
+    x = torch.randn(2, 6, 5, 9, 9)
+    torch.testing.assert_close(depthwise(conv, x), conv(x))
 
 
 def test_quick_convolution_is_the_same_with_bfloat16_around_it() -> None:

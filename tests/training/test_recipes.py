@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import fields, replace
 
 import pytest
@@ -87,6 +88,8 @@ def test_every_value_of_a_recipe_can_be_changed() -> None:
         ({"threshold": "sensitivity"}, "--at-least"),
         ({"experiment": "a/b"}, "--experiment 'a/b'"),
         ({"workers": 0}, "--workers 0: at least 1"),
+        ({"net": "r18_2d", "changes": RecipeChanges(stages="512x4x1")}, "stage 512x4x1: r18_2d sees 4 frames of 299 px at most"),
+        ({"changes": RecipeChanges(stages="160x32x1")}, "stage 160x32x1: x3d_s sees 16 frames of 160 px at most"),
     ],
 )
 def test_a_config_that_cannot_be_is_one_clear_line(options: dict[str, object], message: str) -> None:
@@ -98,8 +101,9 @@ def test_the_command_in_a_card_asks_for_the_same() -> None:
     from cyclopts import App, Parameter
 
     given = TrainConfig(
-        "quality", labels="l.csv", clips="c", tables="t", net="r18_3d", folds=3, threshold="sensitivity", at_least=0.9,
-        strict=True, changes=RecipeChanges(epochs=4, augment=(("noise", 0.01), ("zoom", 0.0)), learning_rate=2e-5),
+        "quality", labels="l.csv", clips="my clips", tables="t", net="r18_3d", folds=3, threshold="sensitivity", at_least=0.9,
+        strict=True,
+        changes=RecipeChanges(epochs=4, augment=(("noise", 0.0123456789), ("zoom", 0.0)), learning_rate=2.3456789e-5),
     )  # fmt: skip
     app = App(name="angio-ray", result_action="return_value")
 
@@ -108,4 +112,4 @@ def test_the_command_in_a_card_asks_for_the_same() -> None:
 
     train.__annotations__ = {"config": __import__("typing").Annotated[TrainConfig, Parameter(name="*")]}
     app.command(train)
-    assert app(given.command.split()[1:]) == given
+    assert app(shlex.split(given.command)[1:]) == given
