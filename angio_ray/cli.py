@@ -323,7 +323,7 @@ def evaluate(
         Folder in which the bundle that scored is looked for, at any depth, where it neither ships nor lies in
         TABLES.training: it names the patients that the model has seen. May be given several times.
     data:
-        Name of these clips in `predictions` and `metrics`. Default: that of the labels.
+        Name of these clips in `predictions` and `metrics`. Default: that of the labels (of a file called labels: its folder).
     key_file:
         File with the pseudonym key: for label files and sites. Default: $ANGIO_RAY_KEY_FILE, else beside the tables.
     resamples:

@@ -193,7 +193,7 @@ def evaluate_run(
     experiment
         Name to file predictions and metrics under. Default: the run's.
     data
-        Name of these clips. Default: that of the labels.
+        Name of these clips. Default: that of the labels (of a file called labels: its folder).
 
     Raises
     ------

@@ -110,8 +110,15 @@ def load_labels(root: TableRoot, named: str, key: PseudonymKey | None) -> Labels
         join = join_labels(root, key, file)
     except LabelError as error:
         raise LabelError(f"{error}; {wrong}" if wrong else str(error)) from error
-    stem = re.sub(r"[^A-Za-z0-9._+-]+", "-", re.split(r"[/\\]", named)[-1].rsplit(".", 1)[0]).strip("-._+") or "labels"
-    return Labels(stem[:128], join.clips, None, (*join.report(), *([f"  {wrong}"] if wrong else [])))
+    return Labels(_set_name(named), join.clips, None, (*join.report(), *([f"  {wrong}"] if wrong else [])))
+
+
+def _set_name(file: str) -> str:
+    """What the clips of a label file are called: as the file, or as its folder where the file is just called labels."""
+    *folders, name = re.split(r"[/\\]", file)
+    words = [name.rsplit(".", 1)[0], *reversed(folders)]
+    found = [re.sub(r"[^A-Za-z0-9._+-]+", "-", word).strip("-._+") for word in words]
+    return (next((word for word in found if word not in ("", "labels")), "labels"))[:128]
 
 
 def wrong_values(file: LabelFile, listed: int = 5) -> str | None:

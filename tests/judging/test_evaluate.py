@@ -415,4 +415,4 @@ def test_the_command_judges_a_run_with_the_key_beside_the_tables(
     assert f"r: x3d_s-{digest}" in text
     assert "site " in text
     assert "labels: 120 rows, 120 clips of 30 patients" in text
-    assert metrics(judged[0], "site-check", f"x3d_s-{digest}", "labels")
+    assert metrics(judged[0], "site-check", f"x3d_s-{digest}", tables.parent.name)
