@@ -10,7 +10,7 @@ demo: $(VENV)/.installed
 	@$(BIN)/angio-ray demo --out $(DEMO)
 
 test: $(VENV)/.installed-test lint
-	$(BIN)/python -m pytest -m "not slow" -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m "not slow"
 
 slow: $(VENV)/.installed-test
 	$(BIN)/python -m pytest -m slow
