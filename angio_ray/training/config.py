@@ -10,7 +10,6 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 
-from angio_ray.models import NETS
 from angio_ray.scoring.config import ConfigError, Flag
 from angio_ray.training.recipes import Recipe, RecipeChanges, find_recipe
 
@@ -127,6 +126,8 @@ class TrainConfig:
             recipe = self.changes.applied(find_recipe(self.recipe, self.net))
         except ValueError as error:
             raise ConfigError(str(error)) from None
+        from angio_ray.models import NETS  # numpy and OpenCV come with it: not for --help
+
         window = NETS[self.net].window
         for stage in recipe.stages:
             if stage.size > window.size or stage.frames > window.num_frames:
