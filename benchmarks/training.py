@@ -25,7 +25,7 @@ from angio_ray.models.classifier import ClipClassifier
 from angio_ray.storage import Storage
 from angio_ray.training.cache import CachedClips, ClipCache, entry_name
 from angio_ray.training.loop import Part, Place, fit, quickest_precision
-from angio_ray.training.quick_nets import any_input_size, quick_on_cpu
+from angio_ray.training.quick_nets import fit_for_training
 from angio_ray.training.recipes import Stage, find_recipe
 
 BATCH = 8
@@ -54,11 +54,7 @@ def bare_rate(net: str, count: int, device: str) -> float:
     """Clips/s of forward, backward and step on one batch that lies in memory, in the precision of the loop."""
     window = NETS[net].window
     classifier = ClipClassifier(NETS[net])
-    any_input_size(classifier)
-    if device == "cpu":
-        quick_on_cpu(classifier)
-    volume = NETS[net].layout == "BCTHW"
-    classifier.to(device).net.to(memory_format=torch.channels_last_3d if volume else torch.channels_last)
+    fit_for_training(classifier, torch.device(device))
     classifier.train()
     optimizer = torch.optim.Adam(classifier.parameters())
     x = torch.rand(BATCH, window.num_frames, window.size, window.size, device=device) * 255

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from angio_ray.evaluation.metrics import ratio
+
 Interval = tuple[int, int]
 """Beginning and ending frame of full contrast (BCF, ECF)."""
 
@@ -80,8 +82,8 @@ def _figures(pairs: Sequence[tuple[Interval | None, Interval | None]]) -> Contra
         begin_sd=begin[1],
         end_mean=end[0],
         end_sd=end[1],
-        accept_rate=int((mean_C <= ACCEPTED).sum()) / len(filled) if filled else None,
-        error_rate=(int((mean_C >= WRONG).sum()) + missed) / len(filled) if filled else None,
+        accept_rate=ratio(int((mean_C <= ACCEPTED).sum()), len(filled)),
+        error_rate=ratio(int((mean_C >= WRONG).sum()) + missed, len(filled)),
         num_without=sum(t is None for t, _ in pairs),
         num_false=sum(t is None and f is not None for t, f in pairs),
     )

@@ -18,6 +18,8 @@ from monai.apps.detection.metrics.matching import matching_batch
 from monai.data.box_utils import box_iou
 from numpy.typing import NDArray
 
+from angio_ray.evaluation.metrics import ratio
+
 Floats = NDArray[np.float64]
 
 MOST_FOUND = 100
@@ -98,11 +100,11 @@ def localisation(frames: Sequence[FrameBoxes], *, iou: float, threshold: float) 
         threshold=threshold,
         num_frames=len(frames),
         num_stenoses=num_stenoses,
-        global_sensitivity=_ratio(hits, len(diseased)),
-        stenosis_sensitivity=_ratio(met, num_stenoses),
-        precision=_ratio(met, num_shown),
+        global_sensitivity=ratio(hits, len(diseased)),
+        stenosis_sensitivity=ratio(met, num_stenoses),
+        precision=ratio(met, num_shown),
         false_boxes_per_frame=(num_shown - met) / max(1, len(frames)),
-        frame_specificity=_ratio(sum(not len(frame.found_D4) for frame in clear), len(clear)),
+        frame_specificity=ratio(sum(not len(frame.found_D4) for frame in clear), len(clear)),
         average_precision=_average_precision(frames, iou) if num_stenoses else None,
         centre_distance_mean=float(distance.mean()) if tops else None,
         centre_distance_sd=float(distance.std(ddof=1)) if len(tops) > 1 else None,
@@ -150,7 +152,3 @@ def _average_precision(frames: Sequence[FrameBoxes], iou: float) -> float:
     metric = COCOMetric(["stenosis"], [iou], (iou, iou, 0.1), [MOST_FOUND], per_class=False, verbose=False)
     figures, _ = metric([{0: match} for match in _matched(frames, iou)])
     return float(next(value for name, value in figures.items() if name.startswith("AP")))
-
-
-def _ratio(part: int, whole: int) -> float | None:
-    return part / whole if whole else None

@@ -63,42 +63,42 @@ class Confusion:
     @property
     def accuracy(self) -> float | None:
         """Share of the rows called right."""
-        return _ratio(self.true_positive + self.true_negative, self.num_rows)
+        return ratio(self.true_positive + self.true_negative, self.num_rows)
 
     @property
     def precision(self) -> float | None:
         """Share of positives among those called so (positive predictive value)."""
-        return _ratio(self.true_positive, self.true_positive + self.false_positive)
+        return ratio(self.true_positive, self.true_positive + self.false_positive)
 
     @property
     def sensitivity(self) -> float | None:
         """Share of the positives that were found (recall)."""
-        return _ratio(self.true_positive, self.true_positive + self.false_negative)
+        return ratio(self.true_positive, self.true_positive + self.false_negative)
 
     @property
     def specificity(self) -> float | None:
         """Share of the negatives that were let pass."""
-        return _ratio(self.true_negative, self.true_negative + self.false_positive)
+        return ratio(self.true_negative, self.true_negative + self.false_positive)
 
     @property
     def npv(self) -> float | None:
         """Share of negatives among those called so; for quality, of satisfactory clips among those kept."""
-        return _ratio(self.true_negative, self.true_negative + self.false_negative)
+        return ratio(self.true_negative, self.true_negative + self.false_negative)
 
     @property
     def f1(self) -> float | None:
         """Harmonic mean of precision and sensitivity."""
-        return _ratio(2 * self.true_positive, 2 * self.true_positive + self.false_positive + self.false_negative)
+        return ratio(2 * self.true_positive, 2 * self.true_positive + self.false_positive + self.false_negative)
 
     @property
     def positive_rate(self) -> float | None:
         """Share called positive; for quality, the exclusion rate."""
-        return _ratio(self.true_positive + self.false_positive, self.num_rows)
+        return ratio(self.true_positive + self.false_positive, self.num_rows)
 
     @property
     def prevalence(self) -> float | None:
         """Share of true positives and misses: what is positive in truth (for quality, the readers' exclusion rate)."""
-        return _ratio(self.true_positive + self.false_negative, self.num_rows)
+        return ratio(self.true_positive + self.false_negative, self.num_rows)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -312,5 +312,6 @@ def _bins(target: Bools, probability: Floats, num_bins: int) -> list[Calibration
     return found
 
 
-def _ratio(part: float, whole: float) -> float | None:
+def ratio(part: float, whole: float) -> float | None:
+    """A share; None where there is nothing to share."""
     return part / whole if whole else None

@@ -31,7 +31,7 @@ from angio_ray.models import NETS
 from angio_ray.models.backends import bf16_units
 from angio_ray.models.classifier import ClipClassifier
 from angio_ray.training.augment import augment
-from angio_ray.training.quick_nets import any_input_size, quick_on_cpu, settle_statistics
+from angio_ray.training.quick_nets import fit_for_training, settle_statistics
 from angio_ray.training.recipes import Recipe, Stage
 
 _PREDICTED_AT_ONCE = 8
@@ -246,20 +246,14 @@ class _Loop:
             raise FitError("the training clips have one class only")
         self.train, self.validation, self.recipe, self.place, self.seed = train, validation, recipe, place, seed
         self.device = torch.device(place.device)
-        self.layout = NETS[net].layout
         torch.manual_seed(seed)
         self.classifier = ClipClassifier(NETS[net])
         if start is not None:
             self.classifier.net.load_state_dict(dict(start))
-        any_input_size(self.classifier)
-        if self.device.type == "cpu":
-            quick_on_cpu(self.classifier)
+        fit_for_training(self.classifier, self.device)
         for module in self.classifier.modules():
             if isinstance(module, nn.Dropout) and recipe.dropout is not None:
                 module.p = recipe.dropout
-        volume = self.layout == "BCTHW"
-        layout = torch.channels_last_3d if volume else torch.channels_last
-        self.classifier.to(self.device).net.to(memory_format=layout)
         self.model: nn.Module = _Logits(self.classifier)
         if place.world > 1:
             self.model = DistributedDataParallel(

@@ -17,6 +17,16 @@ from torch.autograd.function import once_differentiable
 from angio_ray.models.classifier import ClipClassifier
 
 
+def fit_for_training(classifier: ClipClassifier, device: torch.device) -> None:
+    """Any input size, quick on processors, on the device in the layout that is quickest there."""
+    any_input_size(classifier)
+    if device.type == "cpu":
+        quick_on_cpu(classifier)
+    layout = torch.channels_last_3d if classifier.layout == "BCTHW" else torch.channels_last
+    # the net alone: the normalisation's buffers have five dimensions in 2D nets too
+    classifier.to(device).net.to(memory_format=layout)
+
+
 def any_input_size(module: nn.Module) -> None:
     """X3D's head pools with a kernel fixed at 16 x 5 x 5, all of a 160 px input's last map: a global mean is the same there."""
     for child in module.modules():
