@@ -96,7 +96,8 @@ class PhantomConfig:
     syntax: Syntax | None = None
     """Transfer syntax; None draws one per clip."""
     unsatisfactory: float | None = None
-    """Expected share of unsatisfactory clips; None: 0.4, or 0 for the calcium protocol."""
+    """Expected share of unsatisfactory clips; None: 0.4, or 0 for the calcium protocol. From 0.25 to 0.75 each patient
+    of two clips or more has both kinds."""
     protocol: Protocol = "default"
     """default: 0.3 to 2 s before contrast, but in one clip of ten of either class the recording begins after the injection.
     calcium: about 200 frames, the first half without contrast (spec section 4)."""
@@ -233,7 +234,8 @@ def _clip_classes(config: PhantomConfig, rng: np.random.Generator) -> tuple[tupl
     count = int(rng.integers(config.clips[0], config.clips[1] + 1))
     share = config.unsatisfactory_share
     bad = int(rng.binomial(count, share))
-    if count >= 2 and 0 < share < 1:
+    # both classes in a study, so that the patient does not tell the class; at low shares that would falsify the share
+    if count >= 2 and 0.25 <= share <= 0.75:
         bad = min(max(bad, 1), count - 1)
     faults = [UNSATISFACTORY[i] for i in rng.permutation(len(UNSATISFACTORY))]
     twice = rng.random() < 0.15 and min(bad, count - bad) >= 2

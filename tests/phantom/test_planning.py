@@ -51,6 +51,14 @@ def test_every_class_occurs_and_the_share_is_as_asked(plans: list[PatientPlan]) 
     assert set(QUALITY_GROUPS.values()) == {"not_coronary", "obscured", "graft", "foreign_object"}
 
 
+def test_a_low_share_is_as_asked_and_leaves_patients_without_an_unsatisfactory_clip() -> None:
+    """The independent set of the paper has 12 %: one clip at least in each patient would make it 17 %."""
+    plans = [plan_patient(replace(SMALL, clips=(6, 9), unsatisfactory=0.12), patient) for patient in range(60)]
+    bad = [sum(c != "satisfactory" for c in plan.clips) for plan in plans]
+    assert sum(bad) / sum(len(plan.clips) for plan in plans) == pytest.approx(0.12, abs=0.03)
+    assert bad.count(0) > 10
+
+
 @pytest.mark.parametrize(
     ("quality", "least"),
     [("catheter_only", 3), ("puncture_check", 2), ("other_territory", 4), ("weak_contrast", 3), ("no_contrast", 2),

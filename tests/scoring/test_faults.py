@@ -358,10 +358,11 @@ def test_logical_gpus_whole_and_shared_on_a_cluster_that_outlives_its_drivers(
         with running(tmp_path, source, tables, bundles, **options("half", 0.5)) as killed:
             killed.until(lambda: scorers(killed) == 4, "four scoring actors of half a GPU each", every_s=0.5)
             killed.until(lambda: ids(tables, "half"), "a commit with rows", every_s=0.5)
-            killed.kill()
-            before = ids(tables, "half")
+            # by title, so while they live: a cluster that goes on has workers of its own that stay
             mine = {p for p in killed.tree if any(name in title(p) for name in (DECODER, SCORER, SANDBOX))}
             assert mine
+            killed.kill()
+            before = ids(tables, "half")
             wait_gone(mine, 60)
         rerun = finished(tmp_path, source, tables, bundles, **options("half", 0.5))
         assert rerun.process.returncode == 3, rerun.text
