@@ -13,7 +13,7 @@ the columns of stenosis and calcium already. `tests/models/test_registry.py` the
 
 from __future__ import annotations
 
-from angio_ray.models import quality
+from angio_ray.models import artery, quality
 from angio_ray.models.interface import NetSpec, PaperFigures, Scorer, TaskSpec
 
 NETS: dict[str, NetSpec] = {**quality.NETS}
@@ -27,6 +27,14 @@ TASKS: dict[str, TaskSpec] = {
         columns=quality.COLUMNS,
         classes=quality.CLASSES,
         gate_column="quality_satisfactory",
+    ),
+    "artery": TaskSpec(
+        name="artery",
+        scorer=artery.ArteryScorer,
+        windows=lambda bundle: (bundle.window,),
+        columns=artery.COLUMNS,
+        classes=artery.CLASSES,
+        mirrors=False,
     ),
 }
 """Tasks in the order in which a clip goes through them."""

@@ -81,3 +81,5 @@ class TaskSpec:
     """Order of the net's outputs that its bundles must have; the last is the positive class."""
     gate_column: str | None = None
     """A boolean column; where it is false the clip stops here (`gated`) and the other tasks skip it."""
+    mirrors: bool = True
+    """Whether a mirrored clip keeps its class, so that training may flip it."""

@@ -21,6 +21,7 @@ from angio_ray.models import TASKS
 from angio_ray.pseudonyms import PatientIdentity, PseudonymKey
 from angio_ray.sampling import ClipWindow
 from angio_ray.tables.schema import arrow_schema
+from angio_ray.views import nearest_view
 
 KEYS = pa.schema([("object_id", pa.string()), ("uri", pa.string()), ("size_bytes", pa.int64()), ("etag", pa.string())])
 """One object to score: what a block of the source holds."""
@@ -114,7 +115,7 @@ def result_rows(
     for row, known in zip(table.to_pylist(), clips.to_pylist(), strict=True):
         rejected = row["status"] == "rejected"
         year = re.match(r"[0-9]{4}", known["study_date"] or "")
-        values = {**known, **row, "reason": row["reason"], "detail": row["detail"]}
+        values = {**known, **row, **_view(row), "reason": row["reason"], "detail": row["detail"]}
         scores.append(
             {name: values.get(name) for name in names}
             | {
@@ -130,6 +131,20 @@ def result_rows(
             }
         )
     return pa.Table.from_pylist(scores, schema=arrow_schema("scores")), clips
+
+
+def _view(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The view of a clip whose artery was told."""
+    header = row["header"]
+    if not row.get("artery") or not header:
+        return {}
+    view = nearest_view(
+        row["artery"],
+        header["primary_angle_deg"],
+        header["secondary_angle_deg"],
+        moving=header["positioner_motion"] == "DYNAMIC",
+    )
+    return {"view": view.name, "view_distance_deg": view.distance_deg} if view else {}
 
 
 def clip_rows(table: pa.Table, *, key: PseudonymKey, patients: PatientIdentity) -> pa.Table:

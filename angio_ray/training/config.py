@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
-from dataclasses import KW_ONLY, asdict, dataclass, field, fields
+from dataclasses import KW_ONLY, asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -24,7 +24,7 @@ class TrainConfig:
     """One experiment: which net on which clips and labels, by which folds and recipe."""
 
     task: str
-    """What is learnt: quality."""
+    """What is learnt: quality, or artery (LCA or RCA; never mirrored)."""
     _: KW_ONLY
     labels: str
     """CSV or Parquet file of labels, local or s3:// (columns: see the module `training.labels`), or the name of a set of
@@ -126,12 +126,16 @@ class TrainConfig:
             recipe = self.changes.applied(find_recipe(self.recipe, self.net))
         except ValueError as error:
             raise ConfigError(str(error)) from None
-        from angio_ray.models import NETS  # numpy and OpenCV come with it: not for --help
+        from angio_ray.models import NETS, TASKS  # numpy and OpenCV come with them: not for --help
 
         window = NETS[self.net].window
         for stage in recipe.stages:
             if stage.size > window.size or stage.frames > window.num_frames:
                 raise ConfigError(f"stage {stage}: {self.net} sees {window.num_frames} frames of {window.size} px at most")
+        if self.task in TASKS and not TASKS[self.task].mirrors:
+            if dict(self.changes.augment).get("flip"):
+                raise ConfigError(f"--augment flip: left and right carry meaning for {self.task}")
+            recipe = replace(recipe, augment=replace(recipe.augment, flip=0.0))
         return recipe
 
     @property

@@ -48,7 +48,7 @@ from angio_ray.tables.schema import arrow_schema
 KEY_COLUMNS = ("clip_id", "sop_instance_uid", "uri", "path")
 """Columns that name the clip."""
 
-TARGETS: dict[str, tuple[str, Any]] = {"quality": ("quality", "unsatisfactory")}
+TARGETS: dict[str, tuple[str, Any]] = {"quality": ("quality", "unsatisfactory"), "artery": ("artery", "RCA")}
 """Task -> the column of its label, and the value that is the positive class."""
 
 _LABELS = arrow_schema("labels")
@@ -496,12 +496,15 @@ def join_labels(root: TableRoot, key: PseudonymKey, labels: LabelFile, *, source
 def task_clips(clips: pa.Table, task: str = "quality") -> tuple[pa.Table, NDArray[np.bool_]]:
     """The clips that have a label for the task, and whether each is of its positive class, (N,).
 
+    Clips labelled unsatisfactory are there for quality alone.
     `clips`: `LabelJoin.clips` or a set of the table `labels`. LabelError for a task without labels, or none for it.
     """
     if task not in TARGETS:
         raise LabelError(f"no labels are known for task {task!r}: one of {', '.join(TARGETS)}")
     column, positive = TARGETS[task]
     labelled = clips.filter(pc.is_valid(clips[column]))
+    if task != "quality":  # the gate stops these before any other task sees them
+        labelled = labelled.filter(pc.fill_null(pc.not_equal(labelled["quality"], "unsatisfactory"), True))
     if not len(labelled):
         raise LabelError(f"no clip has a label for {task} (column {column})")
     return labelled, np.array([value == positive for value in labelled[column].to_pylist()], np.bool_)

@@ -12,10 +12,10 @@ KEY = PseudonymKey(b"0123456789abcdef")
 FACTS = RunFacts(run_id="r", bundles={"quality": "d"}, backend="torch", precision="float32")
 
 
-def rows(header: ClipHeader | None, **changes) -> tuple[dict, dict]:
+def rows(header: ClipHeader | None, *, tasks=("quality",), **changes) -> tuple[dict, dict]:
     """The row of `scores` and of `clips` of one object."""
     row = {"object_id": "o", "uri": "/clips/DOE^JOHN.dcm", "size_bytes": 5, "etag": "18e9d4999c480045-5", "status": "scored"}
-    block = pa.Table.from_pylist([row | {"header": header_struct(header)} | changes], schema=scored_schema(["quality"]))
+    block = pa.Table.from_pylist([row | {"header": header_struct(header)} | changes], schema=scored_schema(tasks))
     scores, clips = result_rows(block, facts=FACTS, key=KEY, patients=PatientIdentity(KEY), attempts=1)
     assert scores.schema == arrow_schema("scores")
     assert clips.schema == arrow_schema("clips")
@@ -54,3 +54,23 @@ def test_an_object_without_header_is_a_row_too():
     score, clip = rows(None, status="rejected", reason="not_dicom", detail="5 bytes without the DICM mark")
     assert (score["status"], score["reason"], score["patient_id"], score["bundles"]) == ("rejected", "not_dicom", None, None)
     assert clip["reason"] == "not_dicom"
+
+
+@pytest.mark.parametrize(
+    ("artery", "header", "view"),
+    [
+        ("LCA", ClipHeader(primary_angle_deg=-25.0, secondary_angle_deg=-24.0), "RAO caudal"),
+        ("RCA", ClipHeader(primary_angle_deg=-34.0, secondary_angle_deg=0.0), "RAO"),
+        ("RCA", ClipHeader(primary_angle_deg=-25.0, secondary_angle_deg=-24.0), None),
+        ("LCA", ClipHeader(primary_angle_deg=-25.0, secondary_angle_deg=-24.0, positioner_motion="DYNAMIC"), None),
+        ("LCA", ClipHeader(), None),
+        (None, ClipHeader(primary_angle_deg=-25.0, secondary_angle_deg=-24.0), None),
+    ],
+    ids=["left", "right", "far from all of that artery", "rotating", "no angles", "no artery"],
+)
+def test_the_view_is_one_of_the_artery_that_was_told(artery, header, view):
+    told = {} if artery is None else {"artery": artery, "artery_probability": 0.3}
+    score, _ = rows(header, tasks=("artery",), **told)
+    assert (score["artery"], score["view"]) == (artery, view)
+    assert (score["view_distance_deg"] is None) == (view is None)
+    assert view is None or 0 <= score["view_distance_deg"] < 5
