@@ -3,6 +3,8 @@ PYTHON ?= $(shell for v in 3.12 3.11 3.13 3; do command -v python$$v >/dev/null 
 VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= demo
+# Two test processes, a file in one of them: much of the time a test waits for Ray to start or for a deadline.
+PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: demo test slow lint all lock clean
 
@@ -10,13 +12,13 @@ demo: $(VENV)/.installed
 	@$(BIN)/angio-ray demo --out $(DEMO)
 
 test: $(VENV)/.installed-test lint
-	$(BIN)/python -m pytest -m "not slow"
+	$(PYTEST) -m "not slow"
 
 slow: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -m slow
+	$(PYTEST) -m slow
 
 all: $(VENV)/.installed-test lint
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

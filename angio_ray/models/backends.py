@@ -41,8 +41,8 @@ MAX_DIFFERENCE = 0.02
 
 _WORTH = 0.9
 """A less exact or less plain choice must need less than this share of the other's time, so that noise decides nothing."""
-_PASS_S = 3.0
-"""Rough time of one pass of the reference: the batch shrinks for heavy nets until it fits."""
+_PASS_S = 1.5
+"""Rough time of one pass of the reference: the batch shrinks for heavy nets until it fits. Every run waits for this."""
 _PARITY_CLIPS = 4
 _HOPELESS = 2.0
 """A candidate slower than this multiple of the best so far on two clips is not timed on a whole batch."""
@@ -209,7 +209,7 @@ def measure_backends(
                 clip_s = _seconds(run, probe[:2])
                 if clip_s < _HOPELESS * best_s and len(probe) > 2:
                     difference = float(np.abs(run(probe)[: len(expected)] - expected).max())
-                    clip_s = min(_seconds(run, probe), _seconds(run, probe))
+                    clip_s = min(clip_s, _seconds(run, probe))
             except (ValueError, RuntimeError, ImportError) as error:
                 log.debug("%s cannot run", choice, exc_info=True)
                 faults[choice] = str(error).partition("\n")[0][:200] or type(error).__name__

@@ -39,6 +39,8 @@ pytest_plugins = ("tests.s3",)
 
 PATIENCE_S = 400.0
 KEY = "5a" * 32
+EPOCHS = 6
+"""Long enough that a worker, and then the driver, can be killed between two of them."""
 
 
 # -- how folds share a cluster ---------------------------------------------------------------------------------------
@@ -242,10 +244,20 @@ def rows(folder: Path, experiment: str) -> list[dict[str, Any]]:
     return found.drop_columns(["experiment", "bundle", "predicted_at", "fold_set"]).to_pylist()
 
 
+@pytest.fixture(scope="module")
+def whole(folder: Path) -> str:
+    """What a training of two folds said to which nothing happened, but that a second driver tried the same meanwhile."""
+    with training(folder, "whole", epochs=EPOCHS) as run:
+        run.until(lambda: "labels:" in run.text, "labels")
+        assert "another driver holds experiment whole" in finished(folder, "whole", 4, epochs=EPOCHS)
+        assert run.end() == 3, run.text
+        return run.text
+
+
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_an_experiment_leaves_folds_rows_figures_and_bundles(folder: Path) -> None:
-    text = finished(folder, "whole", 3, epochs=2)
+def test_an_experiment_leaves_folds_rows_figures_and_bundles(folder: Path, whole: str) -> None:
+    text = whole
     assert "truncated" in text
     assert "1 labelled clips could not be decoded" in text
     test = [row for row in rows(folder, "whole") if row["part"] == "test"]
@@ -270,25 +282,21 @@ def test_an_experiment_leaves_folds_rows_figures_and_bundles(folder: Path) -> No
         assert phrase in card
     # the same again: nothing is trained, nothing is doubled
     before = rows(folder, "whole")
-    assert "is done" not in finished(folder, "whole", 3, epochs=2)
+    assert "is done" not in finished(folder, "whole", 3, epochs=EPOCHS)
     assert rows(folder, "whole") == before
     # nor where the labels are the set that it has stored
-    assert "is done" not in finished(folder, "whole", 3, epochs=2, labels="quality")
+    assert "is done" not in finished(folder, "whole", 3, epochs=EPOCHS, labels="quality")
     assert rows(folder, "whole") == before
-    assert "no such set of labels (there is quality)" in finished(folder, "whole", 2, epochs=2, labels="agreed")
+    assert "no such set of labels (there is quality)" in finished(folder, "whole", 2, epochs=EPOCHS, labels="agreed")
     findings = (folder / "tables.training" / "whole" / "label_findings.csv").read_text()
     assert findings.startswith("kind,line,pseudonym,detail")
-    assert "begun with another recipe" in finished(folder, "whole", 2, epochs=3)
+    assert "begun with another recipe" in finished(folder, "whole", 2, epochs=EPOCHS + 1)
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_a_killed_worker_and_a_killed_driver_change_no_row(folder: Path) -> None:
+def test_a_killed_worker_and_a_killed_driver_change_no_row(folder: Path, whole: str) -> None:
     """Both folds at once, one worker each; a worker is killed after a checkpoint, then the driver, then it goes on."""
-    with training(folder, "undisturbed", epochs=6) as run:
-        run.until(lambda: "labels:" in run.text, "labels")
-        assert "another driver holds experiment undisturbed" in finished(folder, "undisturbed", 4, epochs=6)
-        assert run.end() == 3, run.text
     checkpoints = folder / "tables.training" / "killed" / "checkpoints"
 
     def kept(fold: int) -> bool:
@@ -298,7 +306,7 @@ def test_a_killed_worker_and_a_killed_driver_change_no_row(folder: Path) -> None
         return False
 
     # folds of its own: the same clips and plan must be divided the same
-    with training(folder, "killed", epochs=6, fold_set="again") as run:
+    with training(folder, "killed", epochs=EPOCHS, fold_set="again") as run:
         run.until(lambda: kept(0) and kept(1), "checkpoints of both folds")
         victims = run.workers()
         for victim in victims:
@@ -309,8 +317,8 @@ def test_a_killed_worker_and_a_killed_driver_change_no_row(folder: Path) -> None
         run.look()
         run.process.kill()
     first = set(re.findall(r"fold (\d), epoch (\d)", run.text))
-    text = finished(folder, "killed", 3, epochs=6, fold_set="again")
-    assert rows(folder, "killed") == rows(folder, "undisturbed")
+    text = finished(folder, "killed", 3, epochs=EPOCHS, fold_set="again")
+    assert rows(folder, "killed") == rows(folder, "whole")
     assert {("0", "1"), ("1", "1")} <= first
     assert "epoch 1 of" not in text, "a fold began anew"
     divided = [
@@ -319,7 +327,7 @@ def test_a_killed_worker_and_a_killed_driver_change_no_row(folder: Path) -> None
     ]
     assert divided[0].num_rows == 40
     assert divided[0].equals(divided[1])
-    for name in ("killed", "undisturbed"):
+    for name in ("killed", "whole"):
         facts = json.loads((folder / "tables.training" / name / "experiment.json").read_text())
         assert facts["folds"] == divided[0]["digest"][0].as_py()
 
