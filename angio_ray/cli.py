@@ -299,6 +299,7 @@ def evaluate(
     experiment: str | None = None,
     run: str | None = None,
     labels: str | None = None,
+    task: Literal["quality", "artery"] | None = None,
     against: str | None = None,
     bundle: Annotated[list[Path] | None, Parameter(negative="")] = None,
     data: str | None = None,
@@ -316,6 +317,8 @@ def evaluate(
         A scored run to judge; needs --labels.
     labels:
         A set of labels in the tables, or a CSV or Parquet file.
+    task:
+        Which of the run's scores are judged. Default: quality.
     against:
         With --run another run on the same labels, else another experiment: differences are --run (--experiment) less this
         one, on the clips that both held out.
@@ -335,8 +338,8 @@ def evaluate(
 
     if (run is None) != (labels is None) or (run is None and experiment is None):
         raise ConfigError("evaluate takes --experiment E, or --run R with --labels L")
-    if run is None and (bundle or data):
-        raise ConfigError("--bundle and --data go with --run")
+    if run is None and (bundle or data or task):
+        raise ConfigError("--bundle, --data and --task go with --run")
     if resamples < 100:
         raise ConfigError(f"--resamples {resamples}: at least 100")
     root = _root(tables, clips)
@@ -347,6 +350,7 @@ def evaluate(
                 root,
                 run,
                 labels,
+                task=task or "quality",
                 key=key,
                 against=against,
                 bundles=bundle or (),

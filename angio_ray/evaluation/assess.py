@@ -35,6 +35,8 @@ from angio_ray.evaluation.pooled import FoldsSummary, Subgroup, by_subgroup, fol
 PAPER_FIGURES = ("auc", "accuracy", "precision", "sensitivity", "specificity", "f1")
 """The paper's columns, in its order."""
 
+QUALITY_CLASSES = ("satisfactory", "unsatisfactory")
+
 MOST_VALUES = 12
 """Values of a header fact that get a subgroup of their own, those with most clips; the others are one: OTHER."""
 OTHER = "other values"
@@ -53,6 +55,8 @@ class Assessment:
     """What is known of one model on some labelled clips; all figures are of held-out rows."""
 
     title: str
+    classes: tuple[str, ...]
+    """Names of the negative and the positive class."""
     rows: pa.Table
     """The held-out rows: clip_id, group_id, target, probability, threshold, synthetic, and fold where there are folds."""
     metrics: Metrics
@@ -83,6 +87,7 @@ def assess(
     rows: pa.Table,
     *,
     title: str,
+    classes: tuple[str, ...] = QUALITY_CLASSES,
     facts: Facts | None = None,
     unscored: Mapping[str, int] | None = None,
     notes: Sequence[str] = (),
@@ -119,6 +124,7 @@ def assess(
         )
     return Assessment(
         title=title,
+        classes=classes,
         rows=held_out,
         metrics=folds.pooled if folds else binary_metrics(target, probability, threshold),
         intervals=folds.pooled_intervals
@@ -237,7 +243,8 @@ def print_assessments(found: Sequence[Assessment], console: Console) -> None:
             table.add_row("", *("" if m.sd is None else f"± {m.sd:.3f}" for m in means))
         console.print(table)
     folds = "; folds: mean ± sd" if any(one.folds and len(one.folds.folds) > 1 for one in found) else ""
-    console.print(f"(95 %: intervals{folds}; positive: unsatisfactory)", style="dim")
+    positive = ", ".join(dict.fromkeys(one.classes[-1] for one in found))
+    console.print(f"(95 %: intervals{folds}; positive: {positive})", style="dim")
     for one in found:
         console.print()
         for line in _lines(one):
@@ -274,19 +281,24 @@ def _limits(found: Interval | None, digits: int = 3) -> str:
 
 
 def _lines(one: Assessment) -> list[str]:
-    m, counts = one.metrics, one.metrics.confusion
+    m, counts, (negative, positive) = one.metrics, one.metrics.confusion, one.classes
+    quality = one.classes == QUALITY_CLASSES
     clips = {"synthetic": "synthetic clips", "patients": "patients' clips"}.get(
         one.data_domain, "clips, some synthetic,"
     )
     lines = [
-        f"{one.title}: {m.num_rows:,} {clips} of {counted(one.num_patients, 'patient')}, {m.num_positive:,} unsatisfactory"
+        f"{one.title}: {m.num_rows:,} {clips} of {counted(one.num_patients, 'patient')}, {m.num_positive:,} {positive}"
         + (f"; model trained on {one.model_domain}" if one.model_domain else ""),
-        f"  unsatisfactory found {counts.true_positive:,}, missed {counts.false_negative:,}; "
-        f"satisfactory kept {counts.true_negative:,}, wrongly excluded {counts.false_positive:,}"
+        f"  {positive} found {counts.true_positive:,}, missed {counts.false_negative:,}; "
+        + f"{negative} {'kept' if quality else 'found'} {counts.true_negative:,}, "
+        + f"{'wrongly excluded' if quality else f'called {positive}'} {counts.false_positive:,}"
         + ("" if m.threshold is None else f" (threshold {m.threshold:.4g})"),
-        f"  excludes {_percent(counts.positive_rate)} of the clips (labels: {_percent(counts.prevalence)}); "
-        f"of those kept {_percent(counts.npv)} are satisfactory",
     ]
+    if quality:
+        lines.append(
+            f"  excludes {_percent(counts.positive_rate)} of the clips (labels: {_percent(counts.prevalence)}); "
+            f"of those kept {_percent(counts.npv)} are satisfactory"
+        )
     if one.folds is not None:
         mean = one.folds.mean_of_folds["auc"]
         if one.folds.num_patients_in_several_folds:

@@ -40,6 +40,7 @@ from angio_ray.judging.labelled import (
     run_scores,
     training_patients,
 )
+from angio_ray.models import TASKS
 from angio_ray.pseudonyms import PseudonymKey
 from angio_ray.tables.root import TableRoot, TablesError
 from angio_ray.tables.row_sets import read_set
@@ -173,6 +174,7 @@ def evaluate_run(
     labels: str,
     *,
     key: PseudonymKey | None = None,
+    task: str = "quality",
     against: str | None = None,
     bundles: Sequence[Path] = (),
     experiment: str | None = None,
@@ -185,6 +187,8 @@ def evaluate_run(
     ----------
     labels
         A set of the table `labels`, or a CSV or Parquet file (which needs the key).
+    task
+        Which scores of the run, and which of the labels: quality or artery.
     against
         Another run: differences are `run` less `against`.
     bundles
@@ -210,7 +214,7 @@ def evaluate_run(
     judged = []
     for name in (run,) if against is None else (against, run):
         one, said = _judge_run(
-            root, name, found, key, bundles, experiment or name, data or found.name, experiment is not None, resamples
+            root, name, found, task, key, bundles, experiment or name, data or found.name, experiment is not None, resamples
         )
         judged.append(one)
         notes += [note for note in said if note not in notes]
@@ -221,6 +225,7 @@ def _judge_run(
     root: TableRoot,
     run: str,
     labels: Labels,
+    task: str,
     key: PseudonymKey | None,
     bundles: Sequence[Path],
     experiment: str,
@@ -229,13 +234,14 @@ def _judge_run(
     resamples: int,
 ) -> tuple[Judged, list[str]]:
     """One run on the labels; its rows are written to `predictions`, so that a report can draw them."""
-    clips, target = task_clips(labels.clips)
-    scores = run_scores(root, run, clips["clip_id"].to_pylist())
+    clips, target = task_clips(labels.clips, task)
+    scores = run_scores(root, run, clips["clip_id"].to_pylist(), task=task)
     if not scores.probability:
         raise TablesError(f"run {run} has no score of the {clips.num_rows:,} clips labelled in {labels.name}")
     net, seen = training_patients(root, scores.bundle, bundles)
     # two bundles of one net under one experiment are two models
     model = f"{net}-{scores.bundle[:8]}" if name_by_bundle else net
+    model += f"-{task}" * (task != "quality")  # one run can be judged in both
     facts = ModelFacts(
         experiment=experiment,
         model=model,
@@ -245,7 +251,7 @@ def _judge_run(
         label_set=labels.label_set,
     )
     with only_writer():
-        write_set_predictions(root, facts, data, clips, target, scores.probability, training_patients=seen)
+        write_set_predictions(root, facts, data, clips, target, scores.probability, training_patients=seen, task=task)
     rows = read_predictions(root, experiment, model, data=data)
     assessment, notes = _assess(
         root, rows, f"{run}: {model}", labels.label_set, key, scores.unscored, resamples, labels, [] if seen else [UNCHECKED]
@@ -276,10 +282,20 @@ def _assess(
     selected = review_note(clips, rows["clip_id"].to_pylist())
     known = [*known, *([selected] if selected else [])]
     facts, notes = header_facts(root, clips, rows["clip_id"].to_pylist(), key)
+    (task,) = _values(rows["task"])
     try:
-        return assess(rows, title=title, facts=facts, unscored=unscored, notes=known, resamples=resamples), notes
+        found = assess(
+            rows,
+            title=title,
+            classes=TASKS[task].classes,
+            facts=facts,
+            unscored=unscored,
+            notes=known,
+            resamples=resamples,
+        )
     except ValueError as error:
         raise TablesError(str(error)) from error
+    return found, notes
 
 
 Compared = tuple[Judged, Judged, PairedComparison]

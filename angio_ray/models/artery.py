@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from angio_ray.models.bundles import Bundle
 
 CLASSES = ("LCA", "RCA")
-COLUMNS = ("artery", "artery_probability")
+COLUMNS = ("artery", "artery_probability", "artery_threshold")
 
 
 class ArteryScorer:
@@ -36,10 +36,14 @@ class ArteryScorer:
     def __call__(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Sort B clips: {window name: uint8 (B, T, H, W)} -> COLUMNS, each of length B.
 
-        artery is RCA where the probability of RCA reaches the bundle's threshold; artery_probability is float32 in 0..1 and that
-        of RCA too. ValueError when the net returns no number (NaN) for a clip.
+        artery is RCA where the probability of RCA reaches the bundle's threshold; artery_probability is that of RCA,
+        float32 in 0..1 as the threshold. ValueError when the net returns no number (NaN) for a clip.
         """
         probability = np.ascontiguousarray(self._run(inputs[self.windows[0].name])[:, CLASSES.index("RCA")])
         if not np.isfinite(probability).all():
             raise ValueError("the artery net returned NaN")
-        return {"artery": np.where(probability >= self.threshold, "RCA", "LCA"), "artery_probability": probability}
+        return {
+            "artery": np.where(probability >= self.threshold, "RCA", "LCA"),
+            "artery_probability": probability,
+            "artery_threshold": np.full_like(probability, self.threshold),
+        }

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import re
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ from tests.judging.conftest import (
     PATIENTS,
     all_scores,
     clip_id,
+    commit_run,
     make_bundle,
     patient_id,
     probability,
@@ -219,6 +221,40 @@ def test_two_runs_are_compared_on_the_clips_that_both_held_out(
     row = one(metrics(root, "r", "x3d_s", "readers"), "auc", "set", compared_with="dull/x3d_s")
     assert row["value"] == paired.differences["auc"].estimate
     assert "r: x3d_s less dull: x3d_s" in printed(found)
+
+
+def test_the_artery_is_judged_on_satisfactory_clips_beside_the_quality_of_the_same_run(
+    tmp_path: Path, bundle_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    root = site(tmp_path)
+    digest = load_bundle(bundle_folder, weights=False).digest
+    pairs = [(p, c) for p in range(PATIENTS) for c in range(EACH)]
+    wrong = {(7, 0), (9, 1)}
+    rows = [
+        {
+            "run_id": "r", "object_id": KEY.object_id(f"{tmp_path}/clips/{p}/{c}.dcm"), "clip_id": clip_id(p, c),
+            "patient_id": patient_id(p), "status": "scored", "scored_at": datetime.now(UTC), "attempts": 1,
+            "synthetic": False, "model_domain": "synthetic", "bundles": [("quality", digest), ("artery", digest)],
+            "quality_status": "scored", "quality_probability": probability(p, c), "quality_threshold": 0.5,
+            "quality_satisfactory": probability(p, c) < 0.5, "artery_status": "scored", "artery_threshold": 0.4,
+            "artery_probability": 0.9 if (c % 2 == 1) != ((p, c) in wrong) else 0.1,
+        }
+        for p, c in pairs
+    ]  # fmt: skip
+    commit_run(root, "r", rows)
+    command = ["evaluate", "--run", "r", "--labels", "readers", "--tables", str(tmp_path / "tables"), "--bundle"]
+    assert main([*command, str(bundle_folder.parent), "--resamples", str(FEW)]) == 0
+    assert main([*command, str(bundle_folder.parent), "--resamples", str(FEW), "--task", "artery"]) == 0
+    text = capsys.readouterr().out
+    assert "positive: RCA" in text
+    kept = [(p, c) for p, c in pairs if p >= 5 and not target(p, c)]
+    right = sum(c % 2 for p, c in kept) - 1
+    left = len(kept) - right - 2
+    assert f"RCA found {right}, missed 1; LCA found {left}, called RCA 1 (threshold 0.4)" in text
+    accuracy = one(metrics(root, "r", "x3d_s-artery", "readers"), "accuracy", "set")
+    assert accuracy["value"] == pytest.approx((len(kept) - 2) / len(kept))
+    assert one(metrics(root, "r", "x3d_s", "readers"), "auc", "set")["num_clips"] == EACH * (PATIENTS - 5)
+    assert main(["evaluate", "--experiment", "r", "--task", "artery", "--tables", str(tmp_path / "tables")]) == 2
 
 
 # -- an experiment ---------------------------------------------------------------------------------------------------

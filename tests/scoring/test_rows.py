@@ -69,7 +69,7 @@ def test_an_object_without_header_is_a_row_too():
     ids=["left", "right", "far from all of that artery", "rotating", "no angles", "no artery"],
 )
 def test_the_view_is_one_of_the_artery_that_was_told(artery, header, view):
-    told = {} if artery is None else {"artery": artery, "artery_probability": 0.3}
+    told = {} if artery is None else {"artery": artery, "artery_probability": 0.3, "artery_threshold": 0.5}
     score, _ = rows(header, tasks=("artery",), **told)
     assert (score["artery"], score["view"]) == (artery, view)
     assert (score["view_distance_deg"] is None) == (view is None)
