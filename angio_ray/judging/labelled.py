@@ -257,10 +257,10 @@ def review_note(labels: pa.Table | None, clip_ids: Collection[str]) -> str | Non
 def header_facts(
     root: TableRoot, clips: pa.Table | None, clip_ids: Collection[str], key: PseudonymKey | None
 ) -> tuple[dict[str, dict[str, str | None]], list[str]]:
-    """(fact -> clip_id -> value for subgroups, notes): vendor, site, artery, view, frame rate, year.
+    """(fact -> clip_id -> value for subgroups, notes): vendor, site, artery, kind, view, frame rate, year.
 
-    The site is a pseudonym (a keyed hash of InstitutionName), left out without the key; the artery is the labels'
-    (`clips`: a set of labels), since no header names it; the view is of the positioner angles.
+    The site is a pseudonym (a keyed hash of InstitutionName), left out without the key; the artery and the kind (of
+    unsatisfactory clip: quality_class) are the labels' (`clips`: a set of labels); the view is of the positioner angles.
     """
     notes = []
     facts: dict[str, dict[str, str | None]] = {}
@@ -280,8 +280,9 @@ def header_facts(
         facts["view"] = {clip_id: view_of(*(row[name] for name in angles)) for clip_id, row in by_clip.items()}
         facts["frame rate"] = {clip_id: _frame_rate(row["frame_time_ms"]) for clip_id, row in by_clip.items()}
         facts["year"] = {clip_id: _year(row["study_date"]) for clip_id, row in by_clip.items()}
-    if clips is not None and clips["artery"].null_count < clips.num_rows:
-        facts["artery"] = dict(zip(clips["clip_id"].to_pylist(), clips["artery"].to_pylist(), strict=True))
+    for fact, column in (("artery", "artery"), ("kind", "quality_class")):
+        if clips is not None and clips[column].null_count < clips.num_rows:
+            facts[fact] = dict(zip(clips["clip_id"].to_pylist(), clips[column].to_pylist(), strict=True))
     return facts, notes
 
 

@@ -14,6 +14,7 @@ from sklearn.metrics import roc_auc_score
 
 from angio_ray.cli import main
 from angio_ray.judging.evaluate import OUT_OF_FOLD, Evaluation, evaluate_experiment, evaluate_run
+from angio_ray.judging.labelled import header_facts
 from angio_ray.judging.report import write_report
 from angio_ray.models.bundles import BundleError, load_bundle, save_bundle
 from angio_ray.pseudonyms import KeyMissing
@@ -221,6 +222,17 @@ def test_two_runs_are_compared_on_the_clips_that_both_held_out(
     row = one(metrics(root, "r", "x3d_s", "readers"), "auc", "set", compared_with="dull/x3d_s")
     assert row["value"] == paired.differences["auc"].estimate
     assert "r: x3d_s less dull: x3d_s" in printed(found)
+
+
+def test_the_kind_that_labels_give_is_a_fact_to_divide_by(judged: tuple[TableRoot, Evaluation]) -> None:
+    root, _ = judged
+    labels = read_set(root, "labels", label_set="readers")
+    assert "kind" not in header_facts(root, labels, labels["clip_id"].to_pylist(), None)[0]
+    kinds = ["graft" if quality == "unsatisfactory" else None for quality in labels["quality"].to_pylist()]
+    named = labels.set_column(labels.column_names.index("quality_class"), "quality_class", pa.array(kinds, pa.string()))
+    facts, _ = header_facts(root, named, labels["clip_id"].to_pylist(), None)
+    assert facts["kind"][clip_id(0, 0)] == "graft"
+    assert facts["kind"][clip_id(0, 1)] is None
 
 
 def test_the_artery_is_judged_on_satisfactory_clips_beside_the_quality_of_the_same_run(
