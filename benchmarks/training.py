@@ -59,7 +59,7 @@ def bare_rate(net: str, count: int, device: str) -> float:
     optimizer = torch.optim.Adam(classifier.parameters())
     x = torch.rand(BATCH, window.num_frames, window.size, window.size, device=device) * 255
     target = torch.arange(BATCH, device=device) % 2
-    half = quickest_precision(torch.device(device)) == "bfloat16"
+    half = quickest_precision(torch.device(device), net) == "bfloat16"
 
     def step() -> None:
         with torch.autocast(device, torch.bfloat16, enabled=half):

@@ -16,7 +16,19 @@ from torch import nn
 from angio_ray.models import NETS, interface
 from angio_ray.models.classifier import ClipClassifier
 from angio_ray.training import loop
-from angio_ray.training.loop import Epoch, FitError, InMemory, Part, Place, State, fit, predict, thinned
+from angio_ray.training.loop import (
+    Epoch,
+    FitError,
+    InMemory,
+    Part,
+    Place,
+    State,
+    close_branches,
+    fit,
+    predict,
+    quickest_precision,
+    thinned,
+)
 from angio_ray.training.recipes import NO_AUGMENTATION, Recipe, Stage, find_recipe
 
 ONE = Place(threads=1)
@@ -90,6 +102,33 @@ class Mean(nn.Module):
     def forward(self, x_BCTHW: torch.Tensor) -> torch.Tensor:
         out: torch.Tensor = self.linear(x_BCTHW.mean(dim=(1, 2, 3, 4))[:, None])
         return out
+
+
+@pytest.mark.parametrize(
+    ("net", "blocks"), [("r18_2d", 8), ("r18_3d", 8), ("r152_2d", 50), ("r152_3d", 50), ("x3d_s", 0)]
+)
+def test_a_fresh_resnet_begins_as_its_shortcuts(net: str, blocks: int) -> None:
+    with torch.device("meta"):
+        fresh = NETS[net].build()
+    assert close_branches(fresh) == blocks
+
+
+def test_a_net_that_bfloat16_spoils_is_trained_in_float32_unless_asked_for() -> None:
+    assert quickest_precision(torch.device("cpu"), "r152_3d") == "float32"
+
+
+def test_the_first_gradient_of_a_deep_resnet_is_no_explosion() -> None:
+    def gradient(closed: bool) -> float:
+        torch.manual_seed(0)
+        classifier = ClipClassifier(NETS["r152_2d"]).train()
+        if closed:
+            close_branches(classifier.net)
+        clips = torch.randint(0, 256, (4, 1, 64, 64), dtype=torch.uint8)
+        torch.nn.functional.cross_entropy(classifier.logits(clips), torch.tensor([0, 1, 0, 1])).backward()
+        return float(torch.nn.utils.clip_grad_norm_(classifier.parameters(), 2.0))
+
+    assert gradient(closed=True) < 20
+    assert gradient(closed=False) > 200
 
 
 @pytest.fixture
