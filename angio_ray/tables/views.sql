@@ -29,6 +29,7 @@ objects AS (
         count(*) FILTER (NOT quality_satisfactory) AS num_unsatisfactory,
         count(*) FILTER (NOT quality_satisfactory) / nullif(count(quality_satisfactory), 0) AS exclusion_rate,
         bool_or(quality_status IS NOT NULL) AS has_quality,
+        bool_or(artery_status IS NOT NULL) AS has_artery,
         bool_or(stenosis_status IS NOT NULL) AS has_stenosis,
         bool_or(calcium_status IS NOT NULL) AS has_calcium,
         max(model_domain) AS model_domain
@@ -42,7 +43,7 @@ SELECT
     coalesce(num_gated, 0) AS num_gated,
     coalesce(num_rejected, 0) AS num_rejected,
     coalesce(num_unsatisfactory, 0) AS num_unsatisfactory,
-    exclusion_rate, has_quality, has_stenosis, has_calcium, model_domain, code_version, config_digest, config_json
+    exclusion_rate, has_quality, has_artery, has_stenosis, has_calcium, model_domain, code_version, config_digest, config_json
 FROM events
 LEFT JOIN objects USING (run_id);
 
@@ -51,12 +52,14 @@ LEFT JOIN objects USING (run_id);
 -- one line: that of the newest run, not rejected before rejected, then the smallest object_id.
 CREATE VIEW latest_scores AS
 WITH finished AS (
-    SELECT run_id, has_quality, has_stenosis, has_calcium, row_number() OVER (ORDER BY finished_at DESC, run_id) AS age
+    SELECT
+        run_id, has_quality, has_artery, has_stenosis, has_calcium,
+        row_number() OVER (ORDER BY finished_at DESC, run_id) AS age
     FROM run_summary
     WHERE finished
 ),
 candidates AS (
-    SELECT scores.*, has_quality, has_stenosis, has_calcium, age, coalesce(clip_id, object_id) AS clip_key
+    SELECT scores.*, has_quality, has_artery, has_stenosis, has_calcium, age, coalesce(clip_id, object_id) AS clip_key
     FROM scores
     JOIN finished USING (run_id)
 ),
@@ -71,6 +74,16 @@ quality AS (
         quality_satisfactory
     FROM (
         SELECT * FROM candidates WHERE has_quality
+        QUALIFY row_number() OVER (PARTITION BY object_id ORDER BY age) = 1
+    )
+    QUALIFY row_number() OVER (PARTITION BY clip_key ORDER BY age, status = 'rejected', object_id) = 1
+),
+arteries AS (
+    SELECT
+        clip_key, run_id AS artery_run_id, artery_status, artery_reason, artery_probability, artery_threshold,
+        artery AS artery_alone, "view" AS view_alone, view_distance_deg
+    FROM (
+        SELECT * FROM candidates WHERE has_artery
         QUALIFY row_number() OVER (PARTITION BY object_id ORDER BY age) = 1
     )
     QUALIFY row_number() OVER (PARTITION BY clip_key ORDER BY age, status = 'rejected', object_id) = 1
@@ -100,9 +113,13 @@ SELECT
     n.run_id, n.object_id, n.clip_id, n.patient_id, n.study_id, n.status, n.reason, n.detail, n.synthetic, n.plane,
     n.study_year, n.codec, n.num_frames, n.frame_time_ms, n.frame_time_source, n.sampled_frames, n.repeated_frames,
     n.size_bytes, n.etag, n.scored_at, n.model_domain, n.bundles,
-    quality.* EXCLUDE (clip_key), stenosis.* EXCLUDE (clip_key), calcium.* EXCLUDE (clip_key)
+    quality.* EXCLUDE (clip_key), arteries.* EXCLUDE (clip_key, artery_alone, view_alone),
+    -- a stenosis keeps the artery of its own run
+    coalesce(stenosis.artery, artery_alone) AS artery, coalesce(stenosis."view", view_alone) AS "view",
+    stenosis.* EXCLUDE (clip_key, artery, "view"), calcium.* EXCLUDE (clip_key)
 FROM newest AS n
 LEFT JOIN quality USING (clip_key)
+LEFT JOIN arteries USING (clip_key)
 LEFT JOIN stenosis USING (clip_key)
 LEFT JOIN calcium USING (clip_key);
 
