@@ -26,7 +26,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "tables": {"clip"},
     "phantom": {"clip", "sampling", "views", "storage", "dicom"},
     "evaluation": {"clip", "tables"},
-    "scoring": {"clip", "storage", "sampling", "pseudonyms", "dicom", "models", "tables"},
+    "scoring": {"clip", "storage", "sampling", "views", "pseudonyms", "dicom", "models", "tables"},
     "training": {
         "clip", "storage", "sampling", "pseudonyms", "dicom", "models", "tables", "phantom", "evaluation", "scoring",
     },

@@ -32,6 +32,8 @@ LARGEST = 10
 
 _OUTCOME = "outcome"
 """Status, and the reason behind a colon where rejected."""
+_NEGATIVE = {"quality": "satisfactory", "artery": "LCA"}
+"""Task -> name of its negative class."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,7 +99,7 @@ class Comparison:
     outcomes: Mapping[tuple[str, str], int]
     """(in A, in B) -> clips in both runs; an outcome is the status, for rejected ones "rejected: reason"."""
     flips_to_positive: int | None
-    """Clips whose verdict was satisfactory in A and is not in B; None for a task without verdict."""
+    """Clips whose verdict was negative (for quality, satisfactory) in A and is not in B; None for a task without verdict."""
     flips_to_negative: int | None
     """The other way."""
     num_verdicts_both: int
@@ -203,7 +205,7 @@ def compare_rows(
     scored = both.filter(pc.and_(pc.is_valid(both["probability_a"]), pc.is_valid(both["probability_b"])))
     pairs = scored.select(["key", "probability_a", "probability_b", "positive_a", "positive_b"])
     pairs = pairs.rename_columns(["clip_id", *pairs.column_names[1:]]).sort_by("clip_id")
-    has_verdict = columns.satisfactory is not None
+    has_verdict = columns.satisfactory is not None or columns.threshold is not None
     return Comparison(
         task=task,
         a=sides[0],
@@ -259,12 +261,13 @@ def draw(found: Comparison, path: Path) -> None:
 
 def _draw_scatter(axes: Axes, found: Comparison, a: np.ndarray, b: np.ndarray) -> None:
     positive = [found.pairs[f"positive_{side}"].to_pylist() for side in "ab"]
-    kinds = np.array([_kind(before, after) for before, after in zip(*positive, strict=True)])
+    negative = _NEGATIVE.get(found.task, "negative")
+    kinds = np.array([_kind(before, after, negative) for before, after in zip(*positive, strict=True)])
     styles = {
         "same verdict": ("#8a8f98", 14),
         "no verdict": ("#8a8f98", 14),
-        "satisfactory in A, not in B": ("#d62728", 26),
-        "satisfactory in B, not in A": ("#1f77b4", 26),
+        f"{negative} in A, not in B": ("#d62728", 26),
+        f"{negative} in B, not in A": ("#1f77b4", 26),
     }
     axes.plot((0, 1), (0, 1), color="0.75", lw=1, zorder=0)
     for kind, (colour, size) in styles.items():
@@ -284,12 +287,12 @@ def _draw_scatter(axes: Axes, found: Comparison, a: np.ndarray, b: np.ndarray) -
     axes.legend(loc="upper left", fontsize="small")
 
 
-def _kind(before: bool | None, after: bool | None) -> str:
+def _kind(before: bool | None, after: bool | None, negative: str) -> str:
     if before is None or after is None:
         return "no verdict"
     if before == after:
         return "same verdict"
-    return "satisfactory in A, not in B" if after else "satisfactory in B, not in A"
+    return f"{negative} in A, not in B" if after else f"{negative} in B, not in A"
 
 
 def _runs(root: TableRoot) -> dict[str, bool]:
@@ -348,7 +351,11 @@ def _keyed(rows: pa.Table, others: pa.Table, columns: TaskColumns) -> pa.Table:
         rejected, pc.binary_join_element_wise(rows["status"], pc.fill_null(rows["reason"], "?"), ": "), rows["status"]
     )
     count = rows.num_rows
-    positive = pc.invert(rows[columns.satisfactory]) if columns.satisfactory else pa.nulls(count, pa.bool_())
+    positive = pa.nulls(count, pa.bool_())
+    if columns.satisfactory:
+        positive = pc.invert(rows[columns.satisfactory])
+    elif columns.threshold:
+        positive = pc.greater_equal(rows[columns.probability], rows[columns.threshold])
     table = pa.table(
         {
             "key": pa.array(keys, pa.string()),
@@ -424,10 +431,11 @@ def _print(found: Comparison, console: Console) -> None:
         changes = [(before, after, f"{n:,}", "" if before == after else "changed") for (before, after), n in rows]
         _print_table(console, ("in A", "in B", "clips", ""), changes, numbers=(2,))
     if found.flips_to_positive is not None and found.num_verdicts_both:
-        flips = found.flips_to_positive + (found.flips_to_negative or 0)
+        flips, negative = found.flips_to_positive + (found.flips_to_negative or 0), _NEGATIVE.get(found.task, "negative")
         console.print(
             f"\nFlips of the verdict: {flips:,} of {found.num_verdicts_both:,} ({flips / found.num_verdicts_both:.1%}): "
-            f"{found.flips_to_positive:,} satisfactory in A but not in B, {found.flips_to_negative:,} in B but not in A"
+            f"{found.flips_to_positive:,} {negative} in A but not in B, "
+            f"{found.flips_to_negative:,} in B but not in A"
         )
     if found.differences is None:
         return

@@ -124,7 +124,7 @@ class ReportTables:
         return [*known, *([selected_labels(number, rows.num_rows)] if number else [])]
 
     def stored_figures(self, sources: Sequence[str]) -> list[dict[str, Any]]:
-        """Rows of `metrics` of these experiments (or runs): subgroups, comparisons, cost of training."""
+        """Rows of `metrics` of these experiments (or runs), of the quality task: subgroups, comparisons, cost of training."""
         marks = ", ".join("?" * len(sources)) or "NULL"
         rows: list[dict[str, Any]] = self.rows(_METRICS.format(marks), *sources).to_pylist()
         return rows
@@ -185,7 +185,9 @@ ORDER BY model, data, fold, clip_id"""
 _UNCHECKED = "SELECT 1 FROM metrics WHERE experiment = ? AND model = ? AND data = ? AND metric = ?"
 
 _METRICS = """
-SELECT * FROM metrics WHERE experiment IN ({})
+SELECT * FROM metrics AS m WHERE experiment IN ({}) AND NOT EXISTS (
+    FROM predictions AS p WHERE p.experiment = m.experiment AND p.model = m.model AND p.task <> 'quality'
+)
 ORDER BY experiment, model, data, subgroup, num_clips DESC NULLS LAST, subgroup_value, fold, metric"""
 
 _RUN_COUNTS = """

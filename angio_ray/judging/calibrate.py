@@ -64,10 +64,13 @@ class Calibrated:
         for name, c in rows:
             shares = (c.sensitivity, c.specificity, c.positive_rate, c.npv)
             told = [f"{value:.3f}" if value is not None else "-" for value in shares]
-            console.print(
-                f"  {name}: sensitivity {told[0]}, specificity {told[1]}, excludes {told[2]}, satisfactory among kept {told[3]}",
-                soft_wrap=True,
+            negative, positive = self.bundle.classes
+            last = (
+                f"excludes {told[2]}, satisfactory among kept {told[3]}"
+                if self.bundle.task == "quality"
+                else f"called {positive} {told[2]}, {negative} among the others {told[3]}"
             )
+            console.print(f"  {name}: sensitivity {told[0]}, specificity {told[1]}, {last}", soft_wrap=True)
         for note in self.notes:
             console.print(note, soft_wrap=True, markup=False)
         console.print(f"digest {self.before.digest[:12]} -> {self.bundle.digest[:12]}")
@@ -123,7 +126,7 @@ def calibrate(
     asked = rule if at_least is None else f"{rule} of {at_least:g} or more"
     source = (
         f"set by {asked} on {used.num_rows:,} {domain} clips of {counted(len(set(patients)), 'patient')} "
-        f"({int(target_N.sum()):,} unsatisfactory), {named}, run {run}"
+        f"({int(target_N.sum()):,} {before.classes[-1]}), {named}, run {run}"
     )
     after = before.with_threshold(
         point.threshold, threshold_from=source, patients=[*used["patient_id"].to_pylist(), *patients]

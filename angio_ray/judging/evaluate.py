@@ -122,10 +122,15 @@ def evaluate_experiment(
         found, said = _judge_experiment(root, name, key, resamples, named=against is not None)
         judged += found
         notes += [note for note in said if note not in notes]
-    comparisons = _compared([(a, b) for a, b in combinations(judged, 2) if a.data == b.data], resamples)
+    comparisons = _compared([(a, b) for a, b in combinations(judged, 2) if _alike(a, b)], resamples)
     if against is not None and all(a.experiment == b.experiment for a, b, _ in comparisons):
         raise TablesError(f"experiments {experiment} and {against} held out no clip in common")
     return _file(root, judged, comparisons, notes)
+
+
+def _alike(a: Judged, b: Judged) -> bool:
+    """Whether they say the same thing of the same clips."""
+    return a.data == b.data and a.assessment.classes == b.assessment.classes
 
 
 def _judge_experiment(

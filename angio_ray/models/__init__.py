@@ -7,8 +7,9 @@ To add a task (stenosis, calcium, ...):
    (`interface.Scorer`; `quality.QualityScorer` is one). `backends.make_runner` compiles a module for the chosen backend.
 2. Add one entry to TASKS below, after quality if the quality gate is to come first, and merge its nets into NETS.
 
-Nothing else changes: bundles, the choice of the backend and the pipeline read these two dicts, and `schemas/scores.json` has
-the columns of stenosis and calcium already. `tests/models/test_registry.py` then checks the new entry as it does the others.
+Bundles, the choice of the backend and the pipeline read these two dicts; `schemas/scores.json` declares the columns (those of
+stenosis and calcium already) and `tables/views.sql` shows them. What can be trained is named in `training.labels.TARGETS`, what
+`evaluate --task` judges in the command line. `tests/models/test_registry.py` checks the new entry as it does the others.
 """
 
 from __future__ import annotations

@@ -97,7 +97,7 @@ class PhantomConfig:
     """Transfer syntax; None draws one per clip."""
     unsatisfactory: float | None = None
     """Expected share of unsatisfactory clips; None: 0.4, or 0 for the calcium protocol. From 0.25 to 0.75 each patient
-    of two clips or more has both kinds."""
+    of two clips or more has both kinds, whatever that makes of the share where clips are few."""
     protocol: Protocol = "default"
     """default: 0.3 to 2 s before contrast, but in one clip of ten of either class the recording begins after the injection.
     calcium: about 200 frames, the first half without contrast (spec section 4)."""

@@ -211,8 +211,13 @@ def _load_bundles(config: ScoreConfig) -> dict[str, Bundle]:
     if unknown := [task for task in config.models if task not in TASKS]:
         raise RunError(f"--models {','.join(unknown)}: no such task; there is {', '.join(TASKS)}", 2)
     folder = config.bundles or SHIPPED
+    asked = [task for task in TASKS if task in config.models]
+    there = [task for task in asked if (folder / task).is_dir()] or asked
+    for task in asked:
+        if task not in there:
+            log.info("%s: no bundle in %s, the one that ships is used", task, folder)
     try:
-        bundles = {task: load_bundle(folder / task) for task in TASKS if task in config.models}
+        bundles = {task: load_bundle((folder if task in there else SHIPPED) / task) for task in asked}
         for bundle in bundles.values():
             bundle.check()
     except BundleError as error:

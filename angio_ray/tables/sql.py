@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from angio_ray.tables.root import STORE_ERRORS, TableRoot, TablesError, describe
+from angio_ray.tables.root import STORE_ERRORS, TableRoot, TablesError, describe, missing_columns
 from angio_ray.tables.schema import TRAINING, empty
 
 logger = logging.getLogger(__name__)
@@ -42,12 +42,17 @@ def connect(root: TableRoot) -> duckdb.DuckDBPyConnection:
     """A DuckDB connection with the tables as they are now, and the views.
 
     Where the root of `clips` cannot be reached, `clips` and `manifests` are missing and the views work without them.
-    Raises TablesError when `scores` or `runs` is not there or cannot be read.
+    Raises TablesError when `scores` or `runs` is not there, cannot be read or is of an older release.
     """
     connection = duckdb.connect(":memory:", config={"python_enable_replacements": "false"})
     try:
         for table in ("scores", "runs"):
-            connection.register(table, root.open(table).to_pyarrow_dataset())
+            handle = root.open(table)
+            if missing := missing_columns(table, handle):  # the views name them
+                raise TablesError(
+                    f"{root.uri(table)} is of an older release (no column {', '.join(missing)}): run `angio-ray tables upgrade`"
+                )
+            connection.register(table, handle.to_pyarrow_dataset())
         for table in TRAINING:
             try:
                 connection.register(table, root.open(table).to_pyarrow_dataset())

@@ -48,7 +48,8 @@ FROM events
 LEFT JOIN objects USING (run_id);
 
 -- One line per clip: its newest result. Finished runs only; the object's own facts come from the newest run that has
--- it, the columns of each task from the newest run that was asked for that task. The same clip under several URIs is
+-- it (its status too: a run without the quality task gates nothing), the columns of each task from the newest run that was
+-- asked for that task. The same clip under several URIs is
 -- one line: that of the newest run, not rejected before rejected, then the smallest object_id.
 CREATE VIEW latest_scores AS
 WITH finished AS (
@@ -81,7 +82,7 @@ quality AS (
 arteries AS (
     SELECT
         clip_key, run_id AS artery_run_id, artery_status, artery_reason, artery_probability, artery_threshold,
-        artery AS artery_alone, "view" AS view_alone, view_distance_deg
+        artery AS artery_alone, "view" AS view_alone, view_distance_deg AS distance_alone
     FROM (
         SELECT * FROM candidates WHERE has_artery
         QUALIFY row_number() OVER (PARTITION BY object_id ORDER BY age) = 1
@@ -90,8 +91,8 @@ arteries AS (
 ),
 stenosis AS (
     SELECT
-        clip_key, run_id AS stenosis_run_id, stenosis_status, stenosis_reason, artery, "view", first_contrast,
-        contrast_begin, contrast_end, last_contrast, candidate_frames, stenosis_probability, stenosis_class,
+        clip_key, run_id AS stenosis_run_id, stenosis_status, stenosis_reason, artery, "view",
+        view_distance_deg AS distance, first_contrast, contrast_begin, contrast_end, last_contrast, candidate_frames, stenosis_probability, stenosis_class,
         stenosis_frames
     FROM (
         SELECT * FROM candidates WHERE has_stenosis
@@ -113,10 +114,12 @@ SELECT
     n.run_id, n.object_id, n.clip_id, n.patient_id, n.study_id, n.status, n.reason, n.detail, n.synthetic, n.plane,
     n.study_year, n.codec, n.num_frames, n.frame_time_ms, n.frame_time_source, n.sampled_frames, n.repeated_frames,
     n.size_bytes, n.etag, n.scored_at, n.model_domain, n.bundles,
-    quality.* EXCLUDE (clip_key), arteries.* EXCLUDE (clip_key, artery_alone, view_alone),
-    -- a stenosis keeps the artery of its own run
-    coalesce(stenosis.artery, artery_alone) AS artery, coalesce(stenosis."view", view_alone) AS "view",
-    stenosis.* EXCLUDE (clip_key, artery, "view"), calcium.* EXCLUDE (clip_key)
+    quality.* EXCLUDE (clip_key), arteries.* EXCLUDE (clip_key, artery_alone, view_alone, distance_alone),
+    -- a stenosis keeps the artery and view of its own run; artery_probability and _threshold are of artery_run_id
+    coalesce(stenosis.artery, artery_alone) AS artery,
+    if(stenosis.artery IS NULL, view_alone, stenosis."view") AS "view",
+    if(stenosis.artery IS NULL, distance_alone, stenosis.distance) AS view_distance_deg,
+    stenosis.* EXCLUDE (clip_key, artery, "view", distance), calcium.* EXCLUDE (clip_key)
 FROM newest AS n
 LEFT JOIN quality USING (clip_key)
 LEFT JOIN arteries USING (clip_key)

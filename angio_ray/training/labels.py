@@ -506,7 +506,8 @@ def task_clips(clips: pa.Table, task: str = "quality") -> tuple[pa.Table, NDArra
     if task != "quality":  # the gate stops these before any other task sees them
         labelled = labelled.filter(pc.fill_null(pc.not_equal(labelled["quality"], "unsatisfactory"), True))
     if not len(labelled):
-        raise LabelError(f"no clip has a label for {task} (column {column})")
+        but = "" if task == "quality" else " that is not labelled unsatisfactory"
+        raise LabelError(f"no clip{but} has a label for {task} (column {column})")
     return labelled, np.array([value == positive for value in labelled[column].to_pylist()], np.bool_)
 
 

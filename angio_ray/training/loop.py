@@ -264,6 +264,7 @@ class _Loop:
             self.model = DistributedDataParallel(
                 self.model, device_ids=None if self.device.type == "cpu" else [self.device]
             )
+        self.spoilt = self.device.type == "cpu" and net in _WRONG_IN_BFLOAT16
         self.precision = _chosen_precision(net, recipe, self.device, place)
         self.optimizer = torch.optim.Adam(
             self.classifier.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay
@@ -278,7 +279,7 @@ class _Loop:
     def resume(self, state: State) -> None:
         self.state = state
         before = state.history[-1].get("precision") if state.history else None
-        if self.recipe.precision == "auto" and before in ("float32", "bfloat16"):
+        if self.recipe.precision == "auto" and before in ("float32", "bfloat16") and not self.spoilt:
             self.precision = before  # as it began, on whatever machine it goes on
         if state.model:
             self.classifier.net.load_state_dict(state.model)

@@ -110,7 +110,8 @@ class Recipe:
     """Against unequal classes: weights in the loss, or each class drawn as often (with repeats), or nothing."""
     label_smoothing: float = 0.0
     precision: Precision = "auto"
-    """Of the forward and backward pass; auto: bfloat16 where GPU or processor (AMX) has units for it.
+    """Of the forward and backward pass; auto: bfloat16 where GPU or processor (AMX) has units for it, but for ResNet-152 3D on
+    a processor, whose gradient held NaN.
 
     Measured on two cores with AMX, ms per clip and step: X3D-S at 160 px 644 in float32 and 571 in bfloat16 (with one thread
     1,600 and 735 to 885), ResNet-18 3D 2,357 and 1,599, ResNet-152 2D (four frames of 160 px) 1,116 and 379.

@@ -192,6 +192,19 @@ def test_tasks_without_a_verdict_have_no_flips(root: TableRoot) -> None:
         compare_runs(root, "a", "b")
 
 
+def test_a_task_with_a_threshold_has_the_verdict_that_it_gives(
+    root: TableRoot, capsys: pytest.CaptureFixture[str]
+) -> None:
+    without = {"bundles": [("artery", "a" * 64)], "quality_status": None, "quality_probability": None}
+    without |= {"quality_threshold": None, "quality_satisfactory": None, "artery_status": "scored", "artery_threshold": 0.5}
+    for run, shift in (("a", 0.0), ("b", 0.2)):
+        write(root, run, [scored(n, 0.0, **without, artery_probability=0.2 * n + shift) for n in range(4)])
+    found = compare_runs(root, "a", "b", task="artery")
+    assert (found.flips_to_positive, found.flips_to_negative, found.num_verdicts_both) == (1, 0, 4)
+    compare(root, "a", "b", task="artery")
+    assert "1 LCA in A but not in B, 0 in B but not in A" in " ".join(capsys.readouterr().out.split())
+
+
 def test_rows_compare_without_tables(root: TableRoot) -> None:
     write(root, "a", [scored(1, 0.1), scored(2, 0.9)])
     rows = read_run(root, "a")
@@ -211,7 +224,7 @@ def test_rows_compare_without_tables(root: TableRoot) -> None:
     ("arguments", "message"),
     [
         (("a", "other"), "there is no run other in these tables; there is a"),
-        (("a", "a", "nonsense"), "no task 'nonsense' to compare: one of quality, stenosis, calcium"),
+        (("a", "a", "nonsense"), "no task 'nonsense' to compare: one of quality, artery, stenosis, calcium"),
     ],
 )
 def test_what_is_not_there_is_one_line(root: TableRoot, arguments: tuple[str, ...], message: str) -> None:

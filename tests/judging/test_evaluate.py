@@ -266,7 +266,14 @@ def test_the_artery_is_judged_on_satisfactory_clips_beside_the_quality_of_the_sa
     accuracy = one(metrics(root, "r", "x3d_s-artery", "readers"), "accuracy", "set")
     assert accuracy["value"] == pytest.approx((len(kept) - 2) / len(kept))
     assert one(metrics(root, "r", "x3d_s", "readers"), "auc", "set")["num_clips"] == EACH * (PATIENTS - 5)
+    # two tasks of one run are no two models of the same thing
+    assert main(["evaluate", "--experiment", "r", "--tables", str(tmp_path / "tables"), "--resamples", str(FEW)]) == 0
+    assert "less" not in capsys.readouterr().out
     assert main(["evaluate", "--experiment", "r", "--task", "artery", "--tables", str(tmp_path / "tables")]) == 2
+    assert "--task go with --run" in capsys.readouterr().err
+    page = write_report(root, tmp_path / "report.html", examples=0, resamples=FEW).path.read_text()
+    assert "x3d_s-artery" not in page
+    assert "X3D-S-artery" not in page
 
 
 # -- an experiment ---------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ from angio_ray.tables.maintenance import compact, upgrade, vacuum
 from angio_ray.tables.root import TableRoot, TablesError
 from angio_ray.tables.run_log import RunHeld, RunLog
 from angio_ray.tables.schema import SCORING, TABLES, arrow_schema, declaration
+from angio_ray.tables.sql import query
 from tests.tables.run_driver import CONFIG, FINGERPRINT, object_ids, score_rows
 from tests.tables.test_run_log import Spawn, clip_rows, read_until, stored, take, undisturbed
 
@@ -134,6 +136,10 @@ def test_upgrade_brings_a_table_of_an_older_release_to_this_schema(tables: Path)
     root = TableRoot(Storage(str(tables)))
     with pytest.raises(TablesError):
         root.ensure(FINGERPRINT)
+    DeltaTable.create(str(tables / "runs"), Schema.from_arrow(arrow_schema("runs")))
+    with pytest.raises(TablesError, match=r"is of an older release .*: run `angio-ray tables upgrade`"):
+        query(root, "SELECT * FROM scores")  # the views name columns that it lacks
+    shutil.rmtree(tables / "runs")
     done = upgrade(root)
     assert "runs: made" in done
     assert "scores: column stenosis_probability" in done

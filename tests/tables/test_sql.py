@@ -80,19 +80,19 @@ def test_latest_scores_keeps_the_quality_of_a_run_that_a_later_task_did_not_ask_
     assert records(scored, "SELECT num_clips FROM artery_scores") == [{"num_clips": 1}, {"num_clips": 1}]
 
 
-def test_latest_scores_has_the_artery_of_the_newest_run_that_told_it_but_a_stenosis_keeps_its_own(
+def test_latest_scores_has_the_artery_of_the_newest_run_asked_for_it_but_a_stenosis_keeps_its_own(
     scored: TableRoot,
 ) -> None:
     without_quality = {"quality_status": None, "quality_probability": None, "quality_satisfactory": None}
-    stenosis = {"stenosis_status": "scored", "stenosis_probability": 0.8, "artery": "LCA", "view": "LAO caudal"}
+    stenosis = {"stenosis_status": "scored", "stenosis_probability": 0.8, "artery": "LCA"}
     told = {"artery_status": "scored", "artery_probability": 0.9, "artery": "RCA", "view": "RAO", "view_distance_deg": 3.0}
     run_with(scored, "narrow", score_rows("narrow", [IDS[3]], **stenosis, **without_quality))
     run_with(scored, "arteries", score_rows("arteries", IDS[3:5], **told, **without_quality))
-    names = "artery, \"view\", artery_run_id, stenosis_run_id, quality_run_id, artery_probability"
+    names = "artery, \"view\", view_distance_deg, artery_run_id, stenosis_run_id, quality_run_id, artery_probability"
     found = records(scored, f"SELECT {names} FROM latest_scores WHERE object_id IN ('{IDS[3]}', '{IDS[4]}') ORDER BY object_id")
-    assert [tuple(row.values())[:5] for row in found] == [
-        ("LCA", "LAO caudal", "arteries", "narrow", "first"),
-        ("RCA", "RAO", "arteries", None, "first"),
+    assert [tuple(row.values())[:6] for row in found] == [
+        ("LCA", None, None, "arteries", "narrow", "first"),
+        ("RCA", "RAO", 3.0, "arteries", None, "first"),
     ]
     assert found[1]["artery_probability"] == pytest.approx(0.9)
     assert records(scored, "SELECT artery, num_clips FROM artery_scores") == [{"artery": "LCA", "num_clips": 1}]

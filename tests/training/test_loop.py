@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
@@ -113,8 +114,23 @@ def test_a_fresh_resnet_begins_as_its_shortcuts(net: str, blocks: int) -> None:
     assert close_branches(fresh) == blocks
 
 
-def test_a_net_that_bfloat16_spoils_is_trained_in_float32_unless_asked_for() -> None:
-    assert quickest_precision(torch.device("cpu"), "r152_3d") == "float32"
+@pytest.mark.parametrize("net", ["r18_2d", "r18_3d"])
+def test_a_fold_begins_with_closed_branches_unless_it_begins_from_weights(net: str) -> None:
+    def last_scales(start: dict[str, torch.Tensor] | None) -> list[float]:
+        begun = loop._Loop(net, part(4), part(4, 1), find_recipe("smoke", net), 0, ONE, start)
+        named = begun.classifier.net.named_parameters()
+        return [float(p.detach().abs().sum()) for name, p in named if re.search(r"layer\d\.\d\.bn2\.weight", name)]
+
+    assert last_scales(None) == [0.0] * 8
+    assert 0.0 not in last_scales(NETS[net].build().state_dict())
+
+
+def test_a_net_that_bfloat16_spoils_is_trained_in_float32_unless_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loop, "bf16_units", lambda: ("amx_bf16",))
+    cpu = torch.device("cpu")
+    assert [quickest_precision(cpu, net) for net in ("r152_3d", "x3d_s")] == ["float32", "bfloat16"]
+    asked = replace(TINY, precision="bfloat16")
+    assert [loop._chosen_precision("r152_3d", recipe, cpu, ONE) for recipe in (TINY, asked)] == ["float32", "bfloat16"]
 
 
 def test_the_first_gradient_of_a_deep_resnet_is_no_explosion() -> None:
