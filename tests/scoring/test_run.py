@@ -7,8 +7,10 @@ from collections import Counter
 import pytest
 from deltalake import DeltaTable
 
+from angio_ray.models import NETS, TASKS
+from angio_ray.models.bundles import SHIPPED, load_bundle, write_bundle
 from angio_ray.scoring.config import RunError
-from angio_ray.scoring.run import score
+from angio_ray.scoring.run import _load_bundles, score
 from tests.scoring.conftest import comparable, config_for, make_bundles, rows_of
 
 pytestmark = pytest.mark.usefixtures("ray_here")
@@ -166,4 +168,20 @@ def test_an_empty_folder_is_refused(bundles, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(RunError, match="no objects") as refused:
         score(config_for(tmp_path / "empty", tmp_path / "tables", bundles))
+    assert refused.value.exit_code == 2
+
+
+def test_a_task_that_the_folder_lacks_is_served_by_the_bundle_that_ships(tmp_path):
+    weights = NETS["x3d_s"].build().state_dict()
+    made = write_bundle(
+        tmp_path / "artery", task="artery", net="x3d_s", state_dicts=[weights], threshold=0.5, trained_on="synthetic",
+        classes=TASKS["artery"].classes,
+    )  # fmt: skip
+    config = config_for(tmp_path, tmp_path / "tables", tmp_path, models=("artery", "quality"))
+    found = _load_bundles(config)
+    assert list(found) == ["quality", "artery"]
+    assert found["quality"].digest == load_bundle(SHIPPED / "quality").digest
+    assert found["artery"].digest == made.digest
+    with pytest.raises(RunError, match="no bundle in") as refused:
+        _load_bundles(dataclasses.replace(config, models=("quality",)))
     assert refused.value.exit_code == 2
