@@ -217,8 +217,12 @@ def training(folder: Path, experiment: str, **flags: Any) -> Iterator[Training]:
 
 def finished(folder: Path, experiment: str, code: int = 0, **flags: Any) -> str:
     with training(folder, experiment, **flags) as run:
-        assert run.end() == code, run.text
-        return run.text
+        ended = run.end()
+    if ended == 1 and "Ray did not start" in run.text:  # its 30 s are fixed, and too few beside other tests: as it says, again
+        with training(folder, experiment, **flags) as run:
+            ended = run.end()
+    assert ended == code, run.text
+    return run.text
 
 
 @pytest.fixture(scope="module")
