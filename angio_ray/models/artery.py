@@ -9,29 +9,19 @@ Shapes: B clips, T frames, H x W pixels.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from angio_ray.models.backends import BackendChoice, make_runner
-from angio_ray.sampling import ClipWindow
-
-if TYPE_CHECKING:
-    from angio_ray.models.bundles import Bundle
+from angio_ray.models.backends import TwoClassScorer
 
 CLASSES = ("LCA", "RCA")
 COLUMNS = ("artery", "artery_probability", "artery_threshold")
 
 
-class ArteryScorer:
+class ArteryScorer(TwoClassScorer):
     """Name of the artery that a clip shows, and the probability that it is the right one."""
 
     task = "artery"
-
-    def __init__(self, bundle: Bundle, backend: BackendChoice, *, num_threads: int = 1) -> None:
-        self.windows: tuple[ClipWindow, ...] = (bundle.window,)
-        self.threshold = np.float32(bundle.threshold)
-        self._run = make_runner(bundle.ensemble(), bundle.window, backend, num_threads=num_threads)
 
     def __call__(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Sort B clips: {window name: uint8 (B, T, H, W)} -> COLUMNS, each of length B.
@@ -39,9 +29,7 @@ class ArteryScorer:
         artery is RCA where the probability of RCA reaches the bundle's threshold; artery_probability is that of RCA,
         float32 in 0..1 as the threshold. ValueError when the net returns no number (NaN) for a clip.
         """
-        probability = np.ascontiguousarray(self._run(inputs[self.windows[0].name])[:, CLASSES.index("RCA")])
-        if not np.isfinite(probability).all():
-            raise ValueError("the artery net returned NaN")
+        probability = self.positive(inputs)
         return {
             "artery": np.where(probability >= self.threshold, "RCA", "LCA"),
             "artery_probability": probability,

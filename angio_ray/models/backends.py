@@ -12,7 +12,7 @@ import importlib.util
 import logging
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -116,6 +116,24 @@ def make_runner(ensemble: Ensemble, window: ClipWindow, choice: BackendChoice, *
         model = _openvino_model(ensemble, window)
         return openvino_runner(model, precision=choice.precision, num_threads=num_threads)
     return torch_runner(ensemble, choice, num_threads=num_threads)
+
+
+class TwoClassScorer:
+    """What the scorers of tasks with two classes share: the compiled net, and the probability of its last class."""
+
+    task: str
+
+    def __init__(self, bundle: Bundle, backend: BackendChoice, *, num_threads: int = 1) -> None:
+        self.windows: tuple[ClipWindow, ...] = (bundle.window,)
+        self.threshold = np.float32(bundle.threshold)
+        self._run = make_runner(bundle.ensemble(), bundle.window, backend, num_threads=num_threads)
+
+    def positive(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        """{window name: uint8 (B, T, H, W)} -> float32 (B,). ValueError when the net returns no number (NaN) for a clip."""
+        probability = np.ascontiguousarray(self._run(inputs[self.windows[0].name])[:, 1])
+        if not np.isfinite(probability).all():
+            raise ValueError(f"the {self.task} net returned NaN")
+        return probability
 
 
 def torch_runner(ensemble: Ensemble, choice: BackendChoice, *, num_threads: int = 1) -> Runner:

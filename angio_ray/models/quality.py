@@ -13,14 +13,12 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from angio_ray.models.backends import BackendChoice, make_runner
+from angio_ray.models.backends import TwoClassScorer
 from angio_ray.models.interface import NetSpec, PaperFigures
 from angio_ray.sampling import ClipWindow
 
 if TYPE_CHECKING:
     from torch import nn
-
-    from angio_ray.models.bundles import Bundle
 
 CLASSES = ("satisfactory", "unsatisfactory")
 COLUMNS = ("quality_probability", "quality_threshold", "quality_satisfactory")
@@ -30,15 +28,10 @@ EIGHTH_299 = ClipWindow(name="t32s8_299px", size=299, stride=8)
 HALF_160 = ClipWindow(name="t32s2_160px", size=160, stride=2)
 
 
-class QualityScorer:
+class QualityScorer(TwoClassScorer):
     """Probability that a clip is unsatisfactory, and the bundle's verdict on it."""
 
     task = "quality"
-
-    def __init__(self, bundle: Bundle, backend: BackendChoice, *, num_threads: int = 1) -> None:
-        self.windows: tuple[ClipWindow, ...] = (bundle.window,)
-        self.threshold = np.float32(bundle.threshold)
-        self._run = make_runner(bundle.ensemble(), bundle.window, backend, num_threads=num_threads)
 
     def __call__(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
         """Score B clips: {window name: uint8 (B, T, H, W)} -> COLUMNS, each of length B.
@@ -46,9 +39,7 @@ class QualityScorer:
         quality_probability and quality_threshold are float32 in 0..1; quality_satisfactory is whether the former is below
         the latter. ValueError when the net returns no number (NaN) for a clip.
         """
-        probability = np.ascontiguousarray(self._run(inputs[self.windows[0].name])[:, CLASSES.index("unsatisfactory")])
-        if not np.isfinite(probability).all():
-            raise ValueError("the quality net returned NaN")
+        probability = self.positive(inputs)
         return {
             "quality_probability": probability,
             "quality_threshold": np.full_like(probability, self.threshold),
