@@ -115,6 +115,11 @@ class ReportTables:
             found.append(ModelOnSet(source=source, model=key["model"], kind=kind, data=data, assessment=assessment))
         return sorted(found, key=lambda one: (one.kind, one.data, one.model)), notes
 
+    def other_tasks(self, source: str, *, task: str = "quality") -> list[str]:
+        """Tasks that an experiment (or evaluated run) has predictions of, beside this one."""
+        asked = "SELECT DISTINCT task FROM predictions WHERE experiment = ? AND task <> ? ORDER BY 1"
+        return [str(name) for name in self.rows(asked, source, task)["task"].to_pylist()]
+
     def _known(self, source: str, model: str, data: str, rows: pa.Table) -> list[str]:
         """What to know of all figures of these rows."""
         known = [UNCHECKED] if self.rows(_UNCHECKED, source, model, data, UNCHECKED_ROWS).num_rows else []

@@ -86,6 +86,7 @@ def write_report(
             found, said = tables.models(source, resamples=resamples)
             models += found
             notes += [f"{source}: {note}" for note in said]
+            notes += [f"{source}: {task} is left out, this report is of quality" for task in tables.other_tasks(source)]
         facts = [tables.run_facts(run) for run in runs]
         stored = tables.stored_figures(sources)
         shown, why = _examples(tables, models, facts, _finder(found_bundles), examples)

@@ -3,7 +3,8 @@
 To add a task (stenosis, calcium, ...):
 
 1. Write `angio_ray/models/<task>.py`: its nets as a dict of `NetSpec`, and a scorer class with `task`, `windows`,
-   `__init__(bundle, backend, *, num_threads)` and `__call__({window name: uint8 (B, T, H, W)}) -> {column: array of B}`
+   `__init__(bundle, backend, *, num_threads, converted=None)` and
+   `__call__({window name: uint8 (B, T, H, W)}) -> {column: array of B}`
    (`interface.Scorer`; `quality.QualityScorer` is one). `backends.make_runner` compiles a module for the chosen backend.
 2. Add one entry to TASKS below, after quality if the quality gate is to come first, and merge its nets into NETS.
 

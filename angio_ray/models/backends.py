@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import importlib.util
 import logging
+import tempfile
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -23,8 +24,6 @@ import numpy as np
 from angio_ray.sampling import ClipWindow
 
 if TYPE_CHECKING:
-    import openvino
-
     from angio_ray.models.bundles import Bundle
     from angio_ray.models.classifier import Ensemble
 
@@ -79,6 +78,15 @@ class Measurement:
     """Why it cannot be used."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Converted:
+    """A bundle's nets in OpenVINO's form, for any batch size. It travels: converting takes seconds and all of torch, reading it
+    takes neither, so a run converts once and not in each of its actors."""
+
+    xml: bytes
+    weights: bytes
+
+
 def bf16_units() -> tuple[str, ...]:
     """The processor's units for bfloat16, of amx_bf16, avx512_bf16, bf16 (Arm); empty where none is known."""
     try:
@@ -113,8 +121,7 @@ def make_runner(ensemble: Ensemble, window: ClipWindow, choice: BackendChoice, *
     if why := unsupported(choice):
         raise ValueError(why)
     if choice.backend == "openvino":
-        model = _openvino_model(ensemble, window)
-        return openvino_runner(model, precision=choice.precision, num_threads=num_threads)
+        return openvino_runner(convert(ensemble, window), precision=choice.precision, num_threads=num_threads)
     return torch_runner(ensemble, choice, num_threads=num_threads)
 
 
@@ -123,10 +130,15 @@ class TwoClassScorer:
 
     task: str
 
-    def __init__(self, bundle: Bundle, backend: BackendChoice, *, num_threads: int = 1) -> None:
+    def __init__(
+        self, bundle: Bundle, backend: BackendChoice, *, num_threads: int = 1, converted: Converted | None = None
+    ) -> None:
         self.windows: tuple[ClipWindow, ...] = (bundle.window,)
         self.threshold = np.float32(bundle.threshold)
-        self._run = make_runner(bundle.ensemble(), bundle.window, backend, num_threads=num_threads)
+        if converted and backend.backend == "openvino":
+            self._run = openvino_runner(converted, precision=backend.precision, num_threads=num_threads)
+        else:
+            self._run = make_runner(bundle.ensemble(), bundle.window, backend, num_threads=num_threads)
 
     def positive(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
         """{window name: uint8 (B, T, H, W)} -> float32 (B,). ValueError when the net returns no number (NaN) for a clip."""
@@ -160,11 +172,31 @@ def torch_runner(ensemble: Ensemble, choice: BackendChoice, *, num_threads: int 
     return run
 
 
-def openvino_runner(model: openvino.Model, *, precision: Precision, num_threads: int = 1) -> Runner:
-    """Compile a converted model for the processor, any batch size, one stream of `num_threads` threads."""
+def convert(ensemble: Ensemble, window: ClipWindow) -> Converted:
+    """OpenVINO's form of the module, for any batch size (seconds for X3D-S, most of it in OpenVINO's frontend)."""
+    import openvino
+    import torch
+
+    shape = (window.num_frames, window.size, window.size)
+    example = torch.zeros((1, *shape), dtype=torch.uint8)
+    with torch.inference_mode(), _quiet():
+        # Traced here: OpenVINO's own tracing runs the net three more times to check what the parity check does anyway.
+        traced = torch.jit.trace(ensemble.eval().cpu(), example, check_trace=False)
+        model = openvino.convert_model(traced, example_input=example)
+    model.reshape([-1, *shape])
+    with tempfile.TemporaryDirectory() as folder:  # it writes to files only
+        xml = Path(folder, "net.xml")
+        openvino.save_model(model, xml, compress_to_fp16=False)
+        return Converted(xml=xml.read_bytes(), weights=xml.with_suffix(".bin").read_bytes())
+
+
+def openvino_runner(converted: Converted, *, precision: Precision, num_threads: int = 1) -> Runner:
+    """Compile a converted model for the processor, any batch size, one stream of `num_threads` threads. Needs no torch."""
     import openvino
 
-    compiled = openvino.Core().compile_model(model, "CPU", {
+    core = openvino.Core()
+    model = core.read_model(model=converted.xml, weights=converted.weights)
+    compiled = core.compile_model(model, "CPU", {
         "INFERENCE_PRECISION_HINT": "bf16" if precision == "bfloat16" else "f32",
         "PERFORMANCE_HINT": "LATENCY",
         "NUM_STREAMS": 1,
@@ -188,6 +220,7 @@ def measure_backends(
     num_threads: int = 1,
     batch_size: int = 8,
     clips: np.ndarray | None = None,
+    converted: MutableMapping[str, Converted] | None = None,
 ) -> list[Measurement]:
     """Compare each choice with float32 torch on the processor, and time it, on the same clips.
 
@@ -201,7 +234,10 @@ def measure_backends(
         As in the run. Heavy nets are measured with fewer clips, so that a pass of the reference takes a second or two.
     clips
         uint8 (B, T, H, W) of the bundles' common window. Default: made up, half noise and half moving dark lines.
+    converted
+        Bundles in OpenVINO's form by their digests: what is not there and is needed is added.
     """
+    converted = {} if converted is None else converted
     totals = dict.fromkeys(choices, 0.0)
     differences = dict.fromkeys(choices, 0.0)
     faults: dict[BackendChoice, str] = {}
@@ -213,14 +249,14 @@ def measure_backends(
         reference_s = (time.perf_counter() - started) / len(expected)
         probe = probe[: max(len(expected), int(_PASS_S / reference_s))]
         best_s = float("inf")
-        converted: openvino.Model | None = None
         for choice in reversed(choices):  # the likely fastest first, so that the slow ones are soon seen to be slow
             if choice in faults:
                 continue
             try:
                 if choice.backend == "openvino" and unsupported(choice) is None:
-                    converted = converted or _openvino_model(bundle.ensemble(), bundle.window)
-                    run = openvino_runner(converted, precision=choice.precision, num_threads=num_threads)
+                    if bundle.digest not in converted:
+                        converted[bundle.digest] = convert(bundle.ensemble(), bundle.window)
+                    run = openvino_runner(converted[bundle.digest], precision=choice.precision, num_threads=num_threads)
                 else:
                     run = make_runner(bundle.ensemble(), bundle.window, choice, num_threads=num_threads)
                 difference = float(np.abs(run(probe[:2]) - expected[:2]).max())
@@ -254,12 +290,14 @@ def choose_backend(
     num_threads: int = 1,
     batch_size: int = 8,
     clips: np.ndarray | None = None,
+    converted: MutableMapping[str, Converted] | None = None,
 ) -> BackendChoice:
     """Decide how a run's models are run: the fastest that passes the parity check, as measured where this is called.
 
     Call it once per run, on a machine of the kind that will score (a Ray task with a GPU for `device="cuda"`), with the
     threads and the batch of the run. What it chose and why is logged, and so is everything that was asked for and is not
-    used. A resumed run passes what it ran with before as `requested`, `precision` and `channels_last`.
+    used. A resumed run passes what it ran with before as `requested`, `precision` and `channels_last`. `converted`: as for
+    `measure_backends`.
 
     ValueError, in one line, when what was requested cannot run here.
     """
@@ -277,7 +315,14 @@ def choose_backend(
                                 channels_last=bool(channels_last))]
     if not wanted:
         raise ValueError(f"no backend is {requested}, {precision} and channels_last={channels_last} on {device}")
-    measured = measure_backends(bundles, wanted, num_threads=num_threads, batch_size=batch_size, clips=clips)
+    converted = {} if converted is None else converted
+
+    def measure(choices: Sequence[BackendChoice]) -> list[Measurement]:
+        return measure_backends(
+            bundles, choices, num_threads=num_threads, batch_size=batch_size, clips=clips, converted=converted
+        )
+
+    measured = measure(wanted)
     for m in measured:
         if m.fault:
             log.warning("%s is not used: %s", m.choice, m.fault)
@@ -287,7 +332,7 @@ def choose_backend(
     if best is None:
         backend: Backend = "openvino" if requested == "openvino" else "torch"
         fallback = [c for c in _candidates(device) if c.precision == "float32" and c.backend == backend and c not in wanted]
-        usable = _fastest(measure_backends(bundles, fallback, num_threads=num_threads, batch_size=batch_size, clips=clips))
+        usable = _fastest(measure(fallback))
         if usable is None and backend == "openvino":
             usable = Measurement(choice=BackendChoice(device=device), ms_per_clip=float("inf"), max_difference=0.0)
         if usable is None:
@@ -352,21 +397,6 @@ def _seconds(run: Runner, clips: np.ndarray) -> float:
     started = time.perf_counter()
     run(clips)
     return (time.perf_counter() - started) / len(clips)
-
-
-def _openvino_model(ensemble: Ensemble, window: ClipWindow) -> openvino.Model:
-    """OpenVINO's form of the module, for any batch size (seconds for X3D-S, most of it in OpenVINO's frontend)."""
-    import openvino
-    import torch
-
-    shape = (window.num_frames, window.size, window.size)
-    example = torch.zeros((1, *shape), dtype=torch.uint8)
-    with torch.inference_mode(), _quiet():
-        # Traced here: OpenVINO's own tracing runs the net three more times to check what the parity check does anyway.
-        traced = torch.jit.trace(ensemble.eval().cpu(), example, check_trace=False)
-        model = openvino.convert_model(traced, example_input=example)
-    model.reshape([-1, *shape])
-    return model
 
 
 @contextmanager

@@ -16,7 +16,7 @@ from angio_ray.sampling import ClipWindow
 if TYPE_CHECKING:
     from torch import nn
 
-    from angio_ray.models.backends import BackendChoice
+    from angio_ray.models.backends import BackendChoice, Converted
     from angio_ray.models.bundles import Bundle
 
 Layout = Literal["BCTHW", "BTCHW-mean"]
@@ -62,8 +62,10 @@ class Scorer(Protocol):
 class ScorerFactory(Protocol):
     """A scorer's constructor."""
 
-    def __call__(self, bundle: Bundle, backend: BackendChoice, *, num_threads: int) -> Scorer:
-        """Build the nets, load the weights and compile."""
+    def __call__(
+        self, bundle: Bundle, backend: BackendChoice, *, num_threads: int, converted: Converted | None = None
+    ) -> Scorer:
+        """Build the nets, load the weights and compile; `converted` is the bundle in OpenVINO's form, where it is at hand."""
         ...
 
 

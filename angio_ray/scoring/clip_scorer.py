@@ -28,12 +28,24 @@ log = logging.getLogger(__name__)
 class ClipScorer:
     """Callable for `map_batches`: a table of `decoded_schema` -> a table of `scored_schema(tasks)`, one row per clip."""
 
-    def __init__(self, bundles: Mapping[str, Any], backend: Any, ledger: Any, *, gate: Gate, threads: int) -> None:
+    def __init__(
+        self,
+        bundles: Mapping[str, Any],
+        converted: Mapping[str, Any],
+        backend: Any,
+        ledger: Any,
+        *,
+        gate: Gate,
+        threads: int,
+    ) -> None:
         self.bundles = {task: ray.get(ref) for task, ref in bundles.items()}
         for bundle in self.bundles.values():
-            bundle.check()
+            bundle.check(weights=False)  # the tensors were looked at when the backend was chosen
         self.scorers = {
-            task: TASKS[task].scorer(bundle, backend, num_threads=threads) for task, bundle in self.bundles.items()
+            task: TASKS[task].scorer(
+                bundle, backend, num_threads=threads, converted=ray.get(converted[task]) if task in converted else None
+            )
+            for task, bundle in self.bundles.items()
         }
         self.ledger = ledger
         self.gate = gate

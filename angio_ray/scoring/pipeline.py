@@ -24,11 +24,14 @@ _BLOCK_OBJECTS = (4, 64)
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Everything that the two stages are built from. Bundles and ledger are references into the cluster."""
+    """Everything that the two stages are built from. Bundles, their converted forms and ledger are references into the
+    cluster."""
 
     storage: Storage
     windows: tuple[ClipWindow, ...]
     bundles: Mapping[str, Any]
+    converted: Mapping[str, Any]
+    """Of each task that OpenVINO runs."""
     backend: Any
     ledger: Any
     pools: Pools
@@ -54,7 +57,7 @@ def scored_blocks(keys: pa.Table, plan: Plan) -> Generator[pa.Table, None, None]
     )
     scored = decoded.map_batches(
         ClipScorer,
-        fn_constructor_args=(plan.bundles, plan.backend, plan.ledger),
+        fn_constructor_args=(plan.bundles, plan.converted, plan.backend, plan.ledger),
         fn_constructor_kwargs={"gate": plan.gate, "threads": pools.threads_per_scorer},
         batch_size=plan.batch_size,
         batch_format="pyarrow",

@@ -21,7 +21,7 @@ import ray
 
 from angio_ray.dicom.reader import Limits
 from angio_ray.models import TASKS
-from angio_ray.models.backends import BackendChoice, choose_backend, unsupported
+from angio_ray.models.backends import BackendChoice, Converted, choose_backend, convert, unsupported
 from angio_ray.models.bundles import SHIPPED, Bundle, BundleError, load_bundle
 from angio_ray.pseudonyms import (
     KEY_FILE_VARIABLE,
@@ -114,7 +114,7 @@ def _score(config: ScoreConfig) -> tuple[TableRoot, int, list[str]]:
             check_nodes_see(config.source)
         pools = size_pools(nodes, config)
         refs = {task: ray.put(bundle) for task, bundle in bundles.items()}
-        backend = _choose_backend(config, refs, pools, bound, stop)
+        backend, converted = _choose_backend(config, refs, pools, bound, stop)
         facts = _facts(config, source_id, bundles, backend)
         with RunLog.open(root, config.run, facts, interval_s=config.commit_interval_s) as run_log:
             notes = []
@@ -126,6 +126,7 @@ def _score(config: ScoreConfig) -> tuple[TableRoot, int, list[str]]:
                 storage=source,
                 windows=_windows(bundles),
                 bundles=refs,
+                converted={task: ray.put(form) for task, form in converted.items()},
                 backend=backend,
                 ledger=start_ledger(),
                 pools=pools,
@@ -217,9 +218,8 @@ def _load_bundles(config: ScoreConfig) -> dict[str, Bundle]:
         if task not in there:
             log.info("%s: no bundle in %s, the one that ships is used", task, folder)
     try:
-        bundles = {task: load_bundle((folder if task in there else SHIPPED) / task) for task in asked}
-        for bundle in bundles.values():
-            bundle.check()
+        # tensors are looked at where the backend is chosen: the driver does without torch
+        bundles = {task: load_bundle((folder if task in there else SHIPPED) / task, weights=False) for task in asked}
     except BundleError as error:
         raise RunError(str(error), 2) from error
     return bundles
@@ -299,33 +299,49 @@ def _bound_backend(config: ScoreConfig, bound: Mapping[str, Any] | None) -> Back
 
 def _choose_backend(
     config: ScoreConfig, bundles: Mapping[str, Any], pools: Pools, bound: BackendChoice | None, stop: StopEvent
-) -> BackendChoice:
-    """What runs the models on all nodes: as the run is bound to, else measured once where a scoring actor would run."""
+) -> tuple[BackendChoice, dict[str, Converted]]:
+    """What runs the models on all nodes: as the run is bound to, else measured once where a scoring actor would run.
 
-    def choose(refs: Mapping[str, Any]) -> tuple[BackendChoice | None, str | None]:
+    With it each task's net in OpenVINO's form, where that runs it. RunError (2) where the models do not run, or a bundle's
+    tensors do not fit its net.
+    """
+
+    def choose(refs: Mapping[str, Any]) -> tuple[BackendChoice | None, dict[str, Converted], str]:
         import torch
 
-        if bound:
-            return bound, unsupported(bound)
+        loaded: dict[str, Bundle] = {task: ray.get(ref) for task, ref in refs.items()}
+        forms: dict[str, Converted] = {}
         try:
-            choice = choose_backend(
-                [ray.get(ref) for ref in refs.values()],
+            for task, bundle in loaded.items():
+                bundle.check(f"{task} bundle")
+        except BundleError as error:
+            return None, {}, str(error)
+        if bound and (fault := unsupported(bound)):
+            return None, {}, f"the models cannot run as the run was started: {fault}"
+        try:
+            choice = bound or choose_backend(
+                list(loaded.values()),
                 "cuda" if pools.gpus_per_scorer and torch.cuda.is_available() else "cpu",
                 config.backend,
                 precision=config.precision,
                 num_threads=pools.threads_per_scorer,
                 batch_size=config.batch_size,
+                converted=forms,
             )
         except ValueError as error:
-            return None, str(error)
-        return choice, None
+            return None, {}, f"the models cannot run as asked for: {error}"
+        if choice.backend != "openvino":
+            return choice, {}, ""
+        return choice, {
+            task: forms.get(bundle.digest) or convert(bundle.ensemble(), bundle.window) for task, bundle in loaded.items()
+        }, ""
 
     remote = ray.remote(num_cpus=pools.cpus_per_scorer, num_gpus=pools.gpus_per_scorer)(choose)
     answer = remote.remote(dict(bundles))
     while not ray.wait([answer], timeout=TICK_S)[0]:
         stop.check()
-    choice, fault = ray.get(answer)
-    if fault or choice is None:
-        raise RunError(f"the models cannot run as {'the run was started' if bound else 'asked for'}: {fault}", 2)
+    choice, converted, fault = ray.get(answer)
+    if choice is None:
+        raise RunError(fault, 2)
     log.info("models run with %s", choice)
-    return choice
+    return choice, converted

@@ -264,7 +264,7 @@ class _Loop:
             self.model = DistributedDataParallel(
                 self.model, device_ids=None if self.device.type == "cpu" else [self.device]
             )
-        self.spoilt = self.device.type == "cpu" and net in _WRONG_IN_BFLOAT16
+        self.net = net
         self.precision = _chosen_precision(net, recipe, self.device, place)
         self.optimizer = torch.optim.Adam(
             self.classifier.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay
@@ -279,7 +279,7 @@ class _Loop:
     def resume(self, state: State) -> None:
         self.state = state
         before = state.history[-1].get("precision") if state.history else None
-        if self.recipe.precision == "auto" and before in ("float32", "bfloat16") and not self.spoilt:
+        if self.recipe.precision == "auto" and before in ("float32", "bfloat16") and _fits(before, self.device, self.net):
             self.precision = before  # as it began, on whatever machine it goes on
         if state.model:
             self.classifier.net.load_state_dict(state.model)
@@ -535,11 +535,14 @@ def _chosen_precision(net: str, recipe: Recipe, device: torch.device, place: Pla
 
 def quickest_precision(device: torch.device, net: str) -> str:
     """bfloat16 where the device has units for it (a processor: AMX) and computes the net right, else float32."""
-    if device.type == "cpu" and net in _WRONG_IN_BFLOAT16:
-        return "float32"
     gpu = device.type == "cuda"
-    fits = torch.cuda.is_bf16_supported(including_emulation=False) if gpu else "amx_bf16" in bf16_units()
-    return "bfloat16" if fits else "float32"
+    units = torch.cuda.is_bf16_supported(including_emulation=False) if gpu else "amx_bf16" in bf16_units()
+    return "bfloat16" if units and _fits("bfloat16", device, net) else "float32"
+
+
+def _fits(precision: str, device: torch.device, net: str) -> bool:
+    """Whether the net's gradient is right in this precision."""
+    return precision == "float32" or device.type != "cpu" or net not in _WRONG_IN_BFLOAT16
 
 
 def _values(stage: Stage) -> int:

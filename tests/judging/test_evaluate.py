@@ -274,6 +274,7 @@ def test_the_artery_is_judged_on_satisfactory_clips_beside_the_quality_of_the_sa
     page = write_report(root, tmp_path / "report.html", examples=0, resamples=FEW).path.read_text()
     assert "x3d_s-artery" not in page
     assert "X3D-S-artery" not in page
+    assert "r: artery is left out, this report is of quality" in page
 
 
 # -- an experiment ---------------------------------------------------------------------------------------------------

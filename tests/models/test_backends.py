@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
-import multiprocessing
 import pickle
-from dataclasses import replace
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +17,7 @@ from angio_ray.models import NETS
 from angio_ray.models.backends import (
     MAX_DIFFERENCE,
     BackendChoice,
+    Converted,
     Measurement,
     _fastest,
     bf16_units,
@@ -183,35 +184,27 @@ def test_probe_clips_are_the_same_each_time_and_cover_the_grey_range() -> None:
     assert (clips[1, 0] != clips[1, -1]).mean() > 0.5
 
 
-def _score_in_child(parcel: bytes, conn: object) -> None:
-    bundle, choice, clips = pickle.loads(parcel)
-    bundle.check()
-    conn.send(QualityScorer(bundle, choice, num_threads=1)({bundle.window.name: clips}))  # type: ignore[attr-defined]
+_IN_ANOTHER_PROCESS = """
+import pickle, sys
+from angio_ray.models.quality import QualityScorer
+bundle, choice, converted, clips = pickle.load(sys.stdin.buffer)
+bundle.check(weights=False)
+columns = QualityScorer(bundle, choice, num_threads=1, converted=converted)({bundle.window.name: clips})
+pickle.dump((columns, "torch" in sys.modules), sys.stdout.buffer)
+"""
 
 
-def test_bundle_and_choice_travel_to_another_process_and_are_compiled_there(x3d: Bundle) -> None:
-    choice = next(c for c in (BackendChoice(backend="openvino"), BackendChoice()) if unsupported(c) is None)
+def test_bundle_and_choice_travel_and_what_is_converted_needs_no_torch(x3d: Bundle) -> None:
+    choice = BackendChoice(backend="openvino")
+    if why := unsupported(choice):
+        pytest.skip(why)
     clips = probe_clips(x3d.window, 2, seed=9)
-    parcel = pickle.dumps((x3d, choice, clips))
-    context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe()
-    child = context.Process(target=_score_in_child, args=(parcel, there))
-    child.start()
-    assert here.poll(120)
-    columns = here.recv()
-    child.join(30)
-    assert child.exitcode == 0
+    converted: dict[str, Converted] = {}
+    (measured,) = measure_backends([x3d], [choice], batch_size=2, converted=converted)
+    assert measured.fault is None
+    parcel = pickle.dumps((x3d, choice, converted[x3d.digest], clips))
+    done = subprocess.run([sys.executable, "-c", _IN_ANOTHER_PROCESS], input=parcel, capture_output=True, check=True)
+    columns, with_torch = pickle.loads(done.stdout)
+    assert not with_torch
     expected = QualityScorer(x3d, BackendChoice())({x3d.window.name: clips})["quality_probability"]
     np.testing.assert_allclose(columns["quality_probability"], expected, atol=1e-4)
-
-
-@pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
-def test_cuda_keeps_parity_and_is_chosen_by_measurement(x3d: Bundle) -> None:
-    choice = choose_backend([x3d], "cuda")
-    assert choice.device == "cuda"
-    clips = probe_clips(x3d.window, 8, seed=9)
-    expected = make_runner(x3d.ensemble(), x3d.window, BackendChoice())(clips)
-    for option in (choice, replace(choice, precision="bfloat16"), replace(choice, channels_last=not choice.channels_last)):
-        got = make_runner(x3d.ensemble(), x3d.window, option)(clips)
-        assert np.abs(got - expected).max() <= MAX_DIFFERENCE

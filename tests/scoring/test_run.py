@@ -8,7 +8,7 @@ import pytest
 from deltalake import DeltaTable
 
 from angio_ray.models import NETS, TASKS
-from angio_ray.models.bundles import SHIPPED, load_bundle, write_bundle
+from angio_ray.models.bundles import SHIPPED, _digest, load_bundle, save_bundle, write_bundle
 from angio_ray.scoring.config import RunError
 from angio_ray.scoring.run import _load_bundles, score
 from tests.scoring.conftest import comparable, config_for, make_bundles, rows_of
@@ -168,6 +168,16 @@ def test_an_empty_folder_is_refused(bundles, tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(RunError, match="no objects") as refused:
         score(config_for(tmp_path / "empty", tmp_path / "tables", bundles))
+    assert refused.value.exit_code == 2
+
+
+@pytest.mark.slow
+def test_weights_of_another_net_are_refused_with_one_line(clips, tmp_path):
+    shipped = load_bundle(SHIPPED / "quality", weights=False)
+    strange = dataclasses.replace(shipped, net="r18_3d")
+    save_bundle(tmp_path / "quality", dataclasses.replace(strange, digest=_digest(strange)))
+    with pytest.raises(RunError, match=r"^quality bundle: \d+ tensors of r18_3d are missing") as refused:
+        score(config_for(clips[0], tmp_path / "tables", tmp_path))
     assert refused.value.exit_code == 2
 
 
