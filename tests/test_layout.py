@@ -23,7 +23,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "pseudonyms": {"clip", "storage"},
     "dicom": {"clip", "sampling"},
     "models": {"clip", "sampling"},
-    "tables": {"clip"},
+    "tables": {"clip", "views"},
     "phantom": {"clip", "sampling", "views", "storage", "dicom"},
     "evaluation": {"clip", "tables"},
     "scoring": {"clip", "storage", "sampling", "views", "pseudonyms", "dicom", "models", "tables"},

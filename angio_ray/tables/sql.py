@@ -23,6 +23,7 @@ from rich.text import Text
 
 from angio_ray.tables.root import STORE_ERRORS, TableRoot, TablesError, describe, missing_columns
 from angio_ray.tables.schema import TRAINING, empty
+from angio_ray.views import VIEWS
 
 logger = logging.getLogger(__name__)
 
@@ -69,6 +70,9 @@ def connect(root: TableRoot) -> duckdb.DuckDBPyConnection:
             has_clips = False
     connection.execute("SET TimeZone = 'UTC'")
     connection.execute(_text("views_clips.sql") if has_clips else _NO_STUDY_DAYS)
+    connection.execute('CREATE TABLE standard_views (artery VARCHAR, "view" VARCHAR, primary_deg DOUBLE, secondary_deg DOUBLE)')
+    middles = [(artery, name, *angles) for artery, views in VIEWS.items() for name, angles in views.items()]
+    connection.executemany("INSERT INTO standard_views VALUES (?, ?, ?, ?)", middles)
     connection.execute(_text("views.sql"))
     connection.execute(_text("views_training.sql"))
     # last, since it cannot be taken back: a query reads what is registered and nothing else

@@ -92,8 +92,8 @@ arteries AS (
 stenosis AS (
     SELECT
         clip_key, run_id AS stenosis_run_id, stenosis_status, stenosis_reason, artery, "view",
-        view_distance_deg AS distance, first_contrast, contrast_begin, contrast_end, last_contrast, candidate_frames, stenosis_probability, stenosis_class,
-        stenosis_frames
+        view_distance_deg AS distance, first_contrast, contrast_begin, contrast_end, last_contrast, candidate_frames,
+        stenosis_probability, stenosis_threshold, stenosis_class, stenosis_frames
     FROM (
         SELECT * FROM candidates WHERE has_stenosis
         QUALIFY row_number() OVER (PARTITION BY object_id ORDER BY age) = 1
@@ -182,38 +182,99 @@ SELECT
     f.probability AS probability, f."class" AS "class", f.boxes AS boxes
 FROM (SELECT *, unnest(stenosis_frames) AS f FROM latest_scores);
 
--- Stenosis, one line per artery of a study: the largest score over its clips.
+-- Which run speaks for a study, so that no figure of a study mixes runs: the newest finished one that was asked for stenosis,
+-- without one the newest that has the study; for calcium the newest that was asked for calcium.
+CREATE VIEW study_runs AS
+SELECT
+    study_id,
+    first(run_id ORDER BY has_stenosis DESC, finished_at DESC, run_id) AS run_id,
+    first(run_id ORDER BY finished_at DESC, run_id) FILTER (has_calcium) AS calcium_run_id
+FROM (
+    SELECT DISTINCT study_id, run_id, has_stenosis, has_calcium, finished_at
+    FROM scores
+    JOIN run_summary USING (run_id)
+    WHERE finished AND study_id IS NOT NULL
+)
+GROUP BY study_id;
+
+-- The clips of each study in those runs, each clip once (under several URIs: not rejected first, then the smallest object_id).
+CREATE VIEW study_clips AS
+SELECT scores.*, scores.run_id = r.run_id AS of_run, scores.run_id IS NOT DISTINCT FROM calcium_run_id AS of_calcium_run
+FROM scores
+JOIN study_runs AS r ON scores.study_id = r.study_id AND scores.run_id IN (r.run_id, r.calcium_run_id)
+QUALIFY row_number() OVER (
+    PARTITION BY scores.run_id, coalesce(clip_id, object_id) ORDER BY status = 'rejected', object_id
+) = 1;
+
+-- Stenosis, one line per artery of a study that a scored clip shows: the largest score over its frames, clips and views, all
+-- of one run.
 CREATE VIEW artery_scores AS
 SELECT
-    study_id, artery, any_value(patient_id) AS patient_id, count(*) AS num_clips,
+    study_id, artery, any_value(run_id) AS run_id, any_value(patient_id) AS patient_id, bool_or(synthetic) AS synthetic,
+    count(*) AS num_clips,
     max(stenosis_probability) AS stenosis_probability,
-    arg_max(stenosis_class, stenosis_probability) AS stenosis_class
-FROM latest_scores
-WHERE stenosis_status = 'scored' AND artery IS NOT NULL AND study_id IS NOT NULL
+    arg_max(stenosis_class, stenosis_probability) AS stenosis_class,
+    bool_or(stenosis_probability >= stenosis_threshold) AS stenosis_positive,
+    list(DISTINCT "view" ORDER BY "view") FILTER ("view" IS NOT NULL) AS views
+FROM study_clips
+WHERE of_run AND stenosis_status = 'scored' AND artery IS NOT NULL
 GROUP BY study_id, artery;
 
--- One line per study. Scores are maxima over its clips, no verdicts. Without a scored clip of both arteries
--- (both_arteries false) a low maximum does not speak for the study.
+-- One line per study, from one run. A positive artery makes the study positive; without one, and without a scored clip of
+-- both arteries (complete), positive and probability are null: what was not looked at does not speak for the study.
 CREATE VIEW study_scores AS
+WITH clips_of AS (
+    SELECT
+        study_id, any_value(run_id) AS run_id, any_value(patient_id) AS patient_id, any_value(study_year) AS study_year,
+        bool_or(synthetic) AS synthetic,
+        count(*) AS num_clips,
+        count(*) FILTER (status = 'gated') AS num_gated,
+        count(*) FILTER (status = 'rejected') AS num_rejected,
+        count(*) FILTER (stenosis_status = 'scored' AND artery = 'LCA') AS num_lca_clips,
+        count(*) FILTER (stenosis_status = 'scored' AND artery = 'RCA') AS num_rca_clips,
+        num_lca_clips > 0 AND num_rca_clips > 0 AS complete
+    FROM study_clips
+    WHERE of_run
+    GROUP BY study_id
+),
+stenosis AS (
+    SELECT
+        study_id, max(stenosis_probability) AS stenosis_probability, bool_or(stenosis_positive) AS stenosis_positive
+    FROM artery_scores
+    GROUP BY study_id
+),
+missing AS (
+    SELECT study_id, list(v.artery || ' ' || v."view" ORDER BY v.artery, v."view") AS views_missing
+    FROM clips_of
+    CROSS JOIN standard_views AS v
+    LEFT JOIN artery_scores AS a USING (study_id, artery)
+    WHERE NOT coalesce(list_contains(a.views, v."view"), false)
+    GROUP BY study_id
+),
+calcium AS (
+    SELECT
+        study_id, any_value(run_id) AS calcium_run_id, max(calcium_probability) AS calcium_probability,
+        max(calcium_roi_area_mm2) AS calcium_roi_area_mm2
+    FROM study_clips
+    WHERE of_calcium_run AND calcium_status = 'scored'
+    GROUP BY study_id
+)
 SELECT
-    study_id, any_value(patient_id) AS patient_id, any_value(study_year) AS study_year,
-    bool_or(synthetic) AS synthetic,
-    count(*) AS num_clips,
-    max(stenosis_probability) FILTER (stenosis_status = 'scored') AS stenosis_probability,
-    count(*) FILTER (stenosis_status = 'scored' AND artery = 'LCA') AS num_lca_clips,
-    count(*) FILTER (stenosis_status = 'scored' AND artery = 'RCA') AS num_rca_clips,
-    num_lca_clips > 0 AND num_rca_clips > 0 AS both_arteries,
-    max(calcium_probability) FILTER (calcium_status = 'scored') AS calcium_probability,
-    max(calcium_roi_area_mm2) FILTER (calcium_status = 'scored') AS calcium_roi_area_mm2
-FROM latest_scores
-WHERE study_id IS NOT NULL
-GROUP BY study_id;
+    c.*, coalesce(views_missing, []) AS views_missing,
+    if(complete OR stenosis_positive, stenosis_probability, NULL) AS stenosis_probability,
+    CASE WHEN stenosis_positive THEN true WHEN complete THEN stenosis_positive END AS stenosis_positive,
+    calcium_run_id, calcium_probability, calcium_roi_area_mm2
+FROM clips_of AS c
+LEFT JOIN stenosis USING (study_id)
+LEFT JOIN missing USING (study_id)
+LEFT JOIN calcium USING (study_id);
 
 -- One wide line per study, for a spreadsheet.
 CREATE VIEW study_wide AS
 WITH clips_of AS (
     SELECT
         study_id,
+        count(*) AS num_clips,
         count(*) FILTER (status = 'scored') AS num_scored,
         count(*) FILTER (status = 'gated') AS num_gated,
         avg(quality_probability) AS mean_quality_probability,
@@ -236,12 +297,12 @@ arteries AS (
     GROUP BY study_id
 )
 SELECT
-    s.study_id, s.patient_id, s.synthetic, s.study_year, days.days_since_first_study, s.num_clips,
+    s.study_id, s.patient_id, s.synthetic, s.study_year, days.days_since_first_study, c.num_clips,
     c.num_scored, c.num_gated, e.num_evaluated, e.num_unsatisfactory, e.exclusion_rate, e.num_rejected,
     c.reject_reasons, c.mean_quality_probability, c.min_quality_probability, c.max_quality_probability,
     a.lca_stenosis_probability, a.lca_stenosis_class, a.rca_stenosis_probability, a.rca_stenosis_class,
-    s.num_lca_clips, s.num_rca_clips, s.both_arteries, s.stenosis_probability, s.calcium_probability,
-    s.calcium_roi_area_mm2, c.model_domain, c.scored_at
+    s.num_lca_clips, s.num_rca_clips, s.complete, s.views_missing, s.stenosis_probability, s.stenosis_positive,
+    s.calcium_probability, s.calcium_roi_area_mm2, c.model_domain, c.scored_at
 FROM study_scores AS s
 JOIN clips_of AS c USING (study_id)
 JOIN exclusion_by_study AS e USING (study_id)

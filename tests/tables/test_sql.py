@@ -76,8 +76,59 @@ def test_latest_scores_keeps_the_quality_of_a_run_that_a_later_task_did_not_ask_
     flat = records(scored, "SELECT frame, probability FROM stenosis_frames ORDER BY object_id, frame")
     assert [(f["frame"], round(f["probability"], 3)) for f in flat] == [(4, 0.8), (5, 0.2)] * 2
     study = records(scored, "SELECT * FROM study_scores WHERE study_id = 's0'")[0]
-    assert (study["num_lca_clips"], study["num_rca_clips"], study["both_arteries"]) == (1, 0, False)
+    assert (study["num_lca_clips"], study["num_rca_clips"], study["complete"]) == (1, 0, False)
     assert records(scored, "SELECT num_clips FROM artery_scores") == [{"num_clips": 1}, {"num_clips": 1}]
+
+
+def narrow(run: str, number: int, artery: str, probability: float, view: str | None = None, **columns: Any) -> pa.Table:
+    """A row of a run with stenosis, threshold 0.5."""
+    stenosis = {"stenosis_status": "scored", "stenosis_probability": probability, "stenosis_threshold": 0.5}
+    return score_rows(run, [IDS[number]], **stenosis, artery=artery, view=view, **columns)
+
+
+def test_a_study_is_positive_by_one_artery_and_negative_by_both_alone(root: TableRoot) -> None:
+    run_with(
+        root,
+        "r",
+        narrow("r", 0, "LCA", 0.2, "LAO cranial"),  # s0: one artery, low
+        narrow("r", 4, "RCA", 0.7, "LAO"),  # s1: one artery, high
+        narrow("r", 8, "LCA", 0.2, "LAO cranial", stenosis_class="<25"),  # s2: both, low
+        narrow("r", 9, "LCA", 0.3, "RAO caudal", stenosis_class="25-99"),
+        narrow("r", 10, "RCA", 0.1, "LAO"),
+        narrow("r", 12, "LCA", 0.2, "LAO caudal"),  # s3: the other artery's clip was gated, one was rejected
+        score_rows("r", [IDS[13]], status="gated", quality_satisfactory=False, stenosis_status="skipped"),
+        rejected("r", [IDS[14]], "truncated"),
+    )
+    rows = {row["study_id"]: row for row in records(root, "SELECT * FROM study_scores")}
+    verdicts = {study: (row["complete"], row["stenosis_positive"]) for study, row in rows.items()}
+    assert verdicts == {"s0": (False, None), "s1": (False, True), "s2": (True, False), "s3": (False, None)}
+    scores = {study: row["stenosis_probability"] for study, row in rows.items()}
+    assert (scores["s0"], scores["s3"]) == (None, None)
+    assert (scores["s1"], scores["s2"]) == (pytest.approx(0.7), pytest.approx(0.3))
+    assert [rows["s3"][name] for name in ("num_clips", "num_gated", "num_rejected")] == [3, 1, 1]
+    assert rows["s2"]["views_missing"] == ["LCA LAO caudal", "LCA RAO cranial", "RCA AP cranial", "RCA RAO"]
+    assert len(rows["s1"]["views_missing"]) == 6
+    asked = "SELECT * FROM artery_scores WHERE study_id = 's2' ORDER BY artery"
+    left, right = records(root, asked)
+    assert (left["stenosis_class"], left["num_clips"], left["views"]) == ("25-99", 2, ["LAO cranial", "RAO caudal"])
+    assert (left["stenosis_positive"], right["stenosis_positive"], right["run_id"]) == (False, False, "r")
+
+
+def test_a_study_never_mixes_runs(root: TableRoot) -> None:
+    run_with(root, "old", narrow("old", 0, "LCA", 0.9), narrow("old", 1, "RCA", 0.1), narrow("old", 4, "LCA", 0.6))
+    run_with(root, "new", narrow("new", 0, "LCA", 0.3), narrow("new", 1, "RCA", 0.2), score_rows("new", [IDS[2]]))
+    run_with(root, "half", narrow("half", 0, "LCA", 0.8), finish=False)
+    calcium = {"calcium_status": "scored", "calcium_probability": 0.4, "calcium_roi_area_mm2": 30.0}
+    run_with(root, "calcium", score_rows("calcium", IDS[:2], **calcium))
+    run_with(root, "quality", score_rows("quality", IDS[:4]))
+    asked = "SELECT * FROM study_scores ORDER BY study_id"
+    first, second = records(root, asked)
+    assert (first["run_id"], first["num_clips"], first["stenosis_positive"]) == ("new", 3, False)
+    assert first["stenosis_probability"] == pytest.approx(0.3)
+    assert (first["calcium_run_id"], first["calcium_probability"]) == ("calcium", pytest.approx(0.4))
+    assert (second["run_id"], second["stenosis_positive"], second["calcium_run_id"]) == ("old", True, None)
+    wide = records(root, "SELECT num_clips, lca_stenosis_probability FROM study_wide WHERE study_id = 's0'")[0]
+    assert (wide["num_clips"], wide["lca_stenosis_probability"]) == (4, pytest.approx(0.3))
 
 
 def test_latest_scores_has_the_artery_of_the_newest_run_asked_for_it_but_a_stenosis_keeps_its_own(
@@ -155,7 +206,7 @@ def test_study_wide_has_a_line_per_study_with_days_from_clips(scored: TableRoot)
 def test_views_work_without_the_root_of_clips(scored: TableRoot, tables: Path, tmp_path: Path) -> None:
     outside = TableRoot(Storage(str(tables)), Storage(str(tmp_path / "unreachable")))
     names = {row["view_name"] for row in records(scored, "SELECT view_name FROM duckdb_views() WHERE NOT internal")}
-    assert len(names - set(TABLES)) == 19
+    assert len(names - set(TABLES)) == 21
     for name in names - {"clips", "manifests"}:
         columns = query(outside, f"SELECT * FROM {name}").column_names
         assert columns == query(scored, f"SELECT * FROM {name}").column_names, name
