@@ -540,6 +540,53 @@ def report(
     return 0
 
 
+@app.command
+def explain(
+    *,
+    clip: str,
+    tables: Tables,
+    out: Path | None = None,
+    run: str | None = None,
+    task: str = "quality",
+    bundles: Path | None = None,
+    clips: Clips = None,
+) -> int:
+    """Write an animated picture of one clip: the frames that a model saw, and where in them it found what it says.
+
+    Parameters
+    ----------
+    clip:
+        Its clip_id or object_id, or the first eight or more characters.
+    out:
+        The file, an animated WebP (it holds a patient's pixels). Default: the id and the task, here.
+    run:
+        Whose score. Default: the newest finished run that was asked for the task and has the clip.
+    task:
+        quality or artery.
+    bundles:
+        Folder in which the bundle that scored is looked for. Default: TABLES.training.
+    """
+    from angio_ray.judging.explain import explain as explain_clip
+    from angio_ray.judging.labelled import training_folder
+    from angio_ray.scoring.config import ConfigError
+
+    if bundles is not None and not bundles.is_dir():
+        raise ConfigError(f"--bundles {bundles}: there is no such folder")
+    trained = training_folder(tables)
+    with _argument_errors():
+        found = explain_clip(
+            _root(tables, clips), clip, run=run, task=task,
+            bundles=[bundles] if bundles else [trained] if trained.is_dir() else [],
+        )  # fmt: skip
+        out = out or Path(f"{found.clip_id[:12]}-{task}.webp")
+        out.write_bytes(found.picture)
+    say = Console(stderr=True, highlight=False, soft_wrap=True)
+    for line in found.lines:
+        say.print(line, markup=False)
+    print(out)
+    return 0
+
+
 @tables_app.command
 def compact(*, tables: Tables, clips: Clips = None, run: str | None = None) -> int:
     """Rewrite finished runs into few files, each in one commit that changes no row.

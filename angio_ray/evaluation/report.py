@@ -64,7 +64,8 @@ class Example:
 
     model: str
     data: str
-    outcome: Outcome
+    outcome: Outcome | None
+    """None: no label says."""
     clip_id: str
     patient_id: str
     bundle: str | None

@@ -46,11 +46,12 @@ def add_pictures(
     find_bundle: Callable[[str], Bundle | None],
     *,
     assume_fps: float | None = None,
+    size_px: int = SHOWN_PX,
 ) -> None:
     """Give each example its picture, or a note of why it has none.
 
     `places`: clip_id -> uri, size_bytes, etag, burned_in_annotation (`ReportTables.clip_places`); `find_bundle`: digest ->
-    bundle, None where it cannot be found (then the frames are shown without a heat map).
+    bundle, None where it cannot be found (then the frames are shown without a heat map); `size_px`: side of a shown frame.
     """
     by_bundle: dict[str | None, list[Example]] = {}
     for example in examples:
@@ -63,7 +64,7 @@ def add_pictures(
             by_bundle.setdefault(example.bundle, []).append(example)
     for digest, mine in by_bundle.items():
         bundle = find_bundle(digest) if digest else None
-        _of_bundle(mine, places, bundle, assume_fps)
+        _of_bundle(mine, places, bundle, assume_fps, size_px)
 
 
 def _of_bundle(
@@ -71,11 +72,12 @@ def _of_bundle(
     places: Mapping[str, Mapping[str, Any]],
     bundle: Bundle | None,
     assume_fps: float | None,
+    size_px: int,
 ) -> None:
     from angio_ray.models.grad_cam import GradCam
 
-    seen = bundle.window if bundle else ClipWindow(name="seen", size=SHOWN_PX)
-    shown = replace(seen, name="shown", size=SHOWN_PX)
+    seen = bundle.window if bundle else ClipWindow(name="seen", size=size_px)
+    shown = replace(seen, name="shown", size=size_px)
     cam = GradCam(bundle) if bundle else None
     positive = len(TASKS[bundle.task].classes) - 1 if bundle else 1
     with ClipReader([seen, shown], assume_fps=assume_fps) as reader:
