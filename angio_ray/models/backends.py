@@ -1,7 +1,7 @@
 """What runs the models: torch or OpenVINO, float32 or bfloat16, processor or CUDA. Chosen by measurement, checked for parity.
 
 A runner takes uint8 frames and returns float32 probabilities; normalisation is inside the compiled graph. Knows no task.
-Nothing compiled is ever pickled: a `BackendChoice` travels, and each actor compiles from it.
+Nothing compiled is ever pickled: a `BackendChoice` travels, with OpenVINO the `Converted` net too, and each actor compiles.
 
 Shapes: B clips, T frames, H x W pixels, K classes.
 """
@@ -173,7 +173,18 @@ def torch_runner(ensemble: Ensemble, choice: BackendChoice, *, num_threads: int 
 
 
 def convert(ensemble: Ensemble, window: ClipWindow) -> Converted:
-    """OpenVINO's form of the module, for any batch size (seconds for X3D-S, most of it in OpenVINO's frontend)."""
+    """OpenVINO's form of the module, for any batch size (seconds for X3D-S, most of it in OpenVINO's frontend).
+
+    ValueError, in one line, where that cannot be (a net that it does not know, a full folder for temporary files).
+    """
+    try:
+        return _converted(ensemble, window)
+    except (OSError, RuntimeError) as error:
+        why = str(error).strip().partition("\n")[0][:200] or type(error).__name__
+        raise ValueError(f"the net cannot be converted for OpenVINO: {why}") from error
+
+
+def _converted(ensemble: Ensemble, window: ClipWindow) -> Converted:
     import openvino
     import torch
 

@@ -4,8 +4,8 @@
     weights.safetensors   the net's state dict (weights-0, weights-1 ... for an ensemble)
     MODEL_CARD.md         for people; not read by the program
 
-No pickle is ever loaded. A Bundle holds plain values and bytes, so it travels through Ray as it is; nets are built from it
-where they run.
+No pickle is ever loaded. A Bundle holds plain values and bytes, so it travels through Ray as it is; torch builds its
+nets from it where they run.
 """
 
 from __future__ import annotations

@@ -126,7 +126,7 @@ def _score(config: ScoreConfig) -> tuple[TableRoot, int, list[str]]:
                 storage=source,
                 windows=_windows(bundles),
                 bundles=refs,
-                converted={task: ray.put(form) for task, form in converted.items()},
+                converted=converted,
                 backend=backend,
                 ledger=start_ledger(),
                 pools=pools,
@@ -211,18 +211,24 @@ def _load_bundles(config: ScoreConfig) -> dict[str, Bundle]:
     """The bundle of each requested task, in the registry's order (quality first: it is the gate)."""
     if unknown := [task for task in config.models if task not in TASKS]:
         raise RunError(f"--models {','.join(unknown)}: no such task; there is {', '.join(TASKS)}", 2)
-    folder = config.bundles or SHIPPED
     asked = [task for task in TASKS if task in config.models]
-    there = [task for task in asked if (folder / task).is_dir()] or asked
     for task in asked:
-        if task not in there:
-            log.info("%s: no bundle in %s, the one that ships is used", task, folder)
+        if config.bundles and _bundle_folder(config, task).parent != config.bundles:
+            log.info("%s: no bundle in %s, the one that ships is used", task, config.bundles)
     try:
         # tensors are looked at where the backend is chosen: the driver does without torch
-        bundles = {task: load_bundle((folder if task in there else SHIPPED) / task, weights=False) for task in asked}
+        bundles = {task: load_bundle(_bundle_folder(config, task), weights=False) for task in asked}
     except BundleError as error:
         raise RunError(str(error), 2) from error
     return bundles
+
+
+def _bundle_folder(config: ScoreConfig, task: str) -> Path:
+    """Where the task's bundle is taken from: what ships serves the tasks that a named folder lacks, if it has any."""
+    folder = config.bundles or SHIPPED
+    if (folder / task).is_dir() or not any((folder / other).is_dir() for other in config.models):
+        return folder / task
+    return SHIPPED / task
 
 
 def _windows(bundles: Mapping[str, Bundle]) -> tuple[ClipWindow, ...]:
@@ -299,12 +305,13 @@ def _bound_backend(config: ScoreConfig, bound: Mapping[str, Any] | None) -> Back
 
 def _choose_backend(
     config: ScoreConfig, bundles: Mapping[str, Any], pools: Pools, bound: BackendChoice | None, stop: StopEvent
-) -> tuple[BackendChoice, dict[str, Converted]]:
+) -> tuple[BackendChoice, dict[str, Any]]:
     """What runs the models on all nodes: as the run is bound to, else measured once where a scoring actor would run.
 
-    With it each task's net in OpenVINO's form, where that runs it. RunError (2) where the models do not run, or a bundle's
-    tensors do not fit its net.
+    With it references to each task's net in OpenVINO's form, where that runs it. RunError (2) where the models do not run, or
+    a bundle's tensors do not fit its net.
     """
+    names = {task: f"bundle {_bundle_folder(config, task)}" for task in bundles}
 
     def choose(refs: Mapping[str, Any]) -> tuple[BackendChoice | None, dict[str, Converted], str]:
         import torch
@@ -313,12 +320,13 @@ def _choose_backend(
         forms: dict[str, Converted] = {}
         try:
             for task, bundle in loaded.items():
-                bundle.check(f"{task} bundle")
+                bundle.check(names[task])
         except BundleError as error:
             return None, {}, str(error)
-        if bound and (fault := unsupported(bound)):
-            return None, {}, f"the models cannot run as the run was started: {fault}"
+        fault = unsupported(bound) if bound else None
         try:
+            if fault:
+                raise ValueError(fault)
             choice = bound or choose_backend(
                 list(loaded.values()),
                 "cuda" if pools.gpus_per_scorer and torch.cuda.is_available() else "cpu",
@@ -328,20 +336,26 @@ def _choose_backend(
                 batch_size=config.batch_size,
                 converted=forms,
             )
+            if choice.backend != "openvino":
+                return choice, {}, ""
+            for bundle in loaded.values():
+                if bundle.digest not in forms:
+                    forms[bundle.digest] = convert(bundle.ensemble(), bundle.window)
         except ValueError as error:
-            return None, {}, f"the models cannot run as asked for: {error}"
-        if choice.backend != "openvino":
-            return choice, {}, ""
-        return choice, {
-            task: forms.get(bundle.digest) or convert(bundle.ensemble(), bundle.window) for task, bundle in loaded.items()
-        }, ""
+            return None, {}, f"the models cannot run as {'the run was started' if bound else 'asked for'}: {error}"
+        return choice, {task: forms[bundle.digest] for task, bundle in loaded.items()}, ""
 
     remote = ray.remote(num_cpus=pools.cpus_per_scorer, num_gpus=pools.gpus_per_scorer)(choose)
     answer = remote.remote(dict(bundles))
     while not ray.wait([answer], timeout=TICK_S)[0]:
         stop.check()
-    choice, converted, fault = ray.get(answer)
+    try:
+        choice, forms, fault = ray.get(answer)
+    except ray.exceptions.RayError as error:
+        raise RunError(
+            f"not finished: the backend could not be chosen ({type(error).__name__}); run the same command again", 1
+        ) from error
     if choice is None:
         raise RunError(fault, 2)
     log.info("models run with %s", choice)
-    return choice, converted
+    return choice, {task: ray.put(form) for task, form in forms.items()}

@@ -28,10 +28,10 @@ objects AS (
         count(*) FILTER (status = 'rejected') AS num_rejected,
         count(*) FILTER (NOT quality_satisfactory) AS num_unsatisfactory,
         count(*) FILTER (NOT quality_satisfactory) / nullif(count(quality_satisfactory), 0) AS exclusion_rate,
-        bool_or(quality_status IS NOT NULL) AS has_quality,
-        bool_or(artery_status IS NOT NULL) AS has_artery,
-        bool_or(stenosis_status IS NOT NULL) AS has_stenosis,
-        bool_or(calcium_status IS NOT NULL) AS has_calcium,
+        bool_or(quality_status IS NOT NULL) AS any_quality,
+        bool_or(artery_status IS NOT NULL) AS any_artery,
+        bool_or(stenosis_status IS NOT NULL) AS any_stenosis,
+        bool_or(calcium_status IS NOT NULL) AS any_calcium,
         max(model_domain) AS model_domain
     FROM scores
     GROUP BY run_id
@@ -43,7 +43,13 @@ SELECT
     coalesce(num_gated, 0) AS num_gated,
     coalesce(num_rejected, 0) AS num_rejected,
     coalesce(num_unsatisfactory, 0) AS num_unsatisfactory,
-    exclusion_rate, has_quality, has_artery, has_stenosis, has_calcium, model_domain, code_version, config_digest, config_json
+    exclusion_rate,
+    -- what it was asked for: a run that rejects every clip was asked too
+    coalesce(any_quality, false) OR coalesce(json_exists(config_json, '$.models.quality'), false) AS has_quality,
+    coalesce(any_artery, false) OR coalesce(json_exists(config_json, '$.models.artery'), false) AS has_artery,
+    coalesce(any_stenosis, false) OR coalesce(json_exists(config_json, '$.models.stenosis'), false) AS has_stenosis,
+    coalesce(any_calcium, false) OR coalesce(json_exists(config_json, '$.models.calcium'), false) AS has_calcium,
+    model_domain, code_version, config_digest, config_json
 FROM events
 LEFT JOIN objects USING (run_id);
 
@@ -182,65 +188,81 @@ SELECT
     f.probability AS probability, f."class" AS "class", f.boxes AS boxes
 FROM (SELECT *, unnest(stenosis_frames) AS f FROM latest_scores);
 
--- Which run speaks for a study, so that no figure of a study mixes runs: the newest finished one that was asked for stenosis,
--- without one the newest that has the study; for calcium the newest that was asked for calcium.
+-- Rows with their study, also those of objects that could not be read: the study that another run found in the same object.
+CREATE VIEW scores_by_study AS
+SELECT scores.* REPLACE (coalesce(study_id, known_id) AS study_id)
+FROM scores
+LEFT JOIN (
+    SELECT object_id, first(study_id ORDER BY scored_at DESC) AS known_id FROM scores WHERE study_id IS NOT NULL GROUP BY object_id
+) USING (object_id);
+
+-- Which run speaks for a study, so that no figure of a study mixes runs: of the finished ones asked for stenosis (without any:
+-- of all) the one with the most clips of the study, of these the newest. So a later run over some of its clips does not
+-- replace what was said of the whole. For calcium likewise.
 CREATE VIEW study_runs AS
 SELECT
     study_id,
-    first(run_id ORDER BY has_stenosis DESC, finished_at DESC, run_id) AS run_id,
-    first(run_id ORDER BY finished_at DESC, run_id) FILTER (has_calcium) AS calcium_run_id
+    first(run_id ORDER BY has_stenosis DESC, num_clips DESC, finished_at DESC, run_id) AS run_id,
+    bool_or(has_stenosis) AS has_stenosis,
+    first(run_id ORDER BY num_clips DESC, finished_at DESC, run_id) FILTER (has_calcium) AS calcium_run_id
 FROM (
-    SELECT DISTINCT study_id, run_id, has_stenosis, has_calcium, finished_at
-    FROM scores
+    SELECT
+        study_id, run_id, has_stenosis, has_calcium, finished_at, count(DISTINCT coalesce(clip_id, object_id)) AS num_clips
+    FROM scores_by_study
     JOIN run_summary USING (run_id)
     WHERE finished AND study_id IS NOT NULL
+    GROUP BY ALL
 )
 GROUP BY study_id;
 
--- The clips of each study in those runs, each clip once (under several URIs: not rejected first, then the smallest object_id).
+-- The clips of each study in those runs, each clip once (under several URIs: a scored one first).
 CREATE VIEW study_clips AS
-SELECT scores.*, scores.run_id = r.run_id AS of_run, scores.run_id IS NOT DISTINCT FROM calcium_run_id AS of_calcium_run
-FROM scores
-JOIN study_runs AS r ON scores.study_id = r.study_id AND scores.run_id IN (r.run_id, r.calcium_run_id)
+SELECT
+    s.*, has_stenosis, s.run_id = r.run_id AS of_run, s.run_id IS NOT DISTINCT FROM calcium_run_id AS of_calcium_run,
+    stenosis_status IS NOT DISTINCT FROM 'scored' AND stenosis_probability IS NOT NULL AS stenosis_scored
+FROM scores_by_study AS s
+JOIN study_runs AS r ON s.study_id = r.study_id AND s.run_id IN (r.run_id, r.calcium_run_id)
 QUALIFY row_number() OVER (
-    PARTITION BY scores.run_id, coalesce(clip_id, object_id) ORDER BY status = 'rejected', object_id
+    PARTITION BY s.study_id, s.run_id, coalesce(clip_id, object_id)
+    ORDER BY stenosis_scored DESC, calcium_status = 'scored' DESC NULLS LAST, status = 'rejected', object_id
 ) = 1;
 
 -- Stenosis, one line per artery of a study that a scored clip shows: the largest score over its frames, clips and views, all
--- of one run.
+-- of one run, and the class of the clip that has it. Positive is null where a threshold is not known.
 CREATE VIEW artery_scores AS
 SELECT
     study_id, artery, any_value(run_id) AS run_id, any_value(patient_id) AS patient_id, bool_or(synthetic) AS synthetic,
     count(*) AS num_clips,
     max(stenosis_probability) AS stenosis_probability,
-    arg_max(stenosis_class, stenosis_probability) AS stenosis_class,
-    bool_or(stenosis_probability >= stenosis_threshold) AS stenosis_positive,
+    first(stenosis_class ORDER BY stenosis_probability DESC, object_id) AS stenosis_class,
+    CASE
+        WHEN bool_or(stenosis_probability >= stenosis_threshold) THEN true
+        WHEN count(stenosis_threshold) = count(*) THEN false
+    END AS stenosis_positive,
     list(DISTINCT "view" ORDER BY "view") FILTER ("view" IS NOT NULL) AS views
 FROM study_clips
-WHERE of_run AND stenosis_status = 'scored' AND artery IS NOT NULL
+WHERE of_run AND stenosis_scored AND artery IS NOT NULL
 GROUP BY study_id, artery;
 
--- One line per study, from one run. A positive artery makes the study positive; without one, and without a scored clip of
--- both arteries (complete), positive and probability are null: what was not looked at does not speak for the study.
+-- One line per study, from one run (study_runs). One positive clip makes the study positive; without one, and without a
+-- scored clip of both arteries (complete), positive and probability are null: what was not looked at does not speak for the
+-- study. Where no run was asked for stenosis, complete and views_missing are null too.
 CREATE VIEW study_scores AS
 WITH clips_of AS (
     SELECT
         study_id, any_value(run_id) AS run_id, any_value(patient_id) AS patient_id, any_value(study_year) AS study_year,
-        bool_or(synthetic) AS synthetic,
+        bool_or(synthetic) AS synthetic, bool_or(has_stenosis) AS has_stenosis,
         count(*) AS num_clips,
         count(*) FILTER (status = 'gated') AS num_gated,
         count(*) FILTER (status = 'rejected') AS num_rejected,
-        count(*) FILTER (stenosis_status = 'scored' AND artery = 'LCA') AS num_lca_clips,
-        count(*) FILTER (stenosis_status = 'scored' AND artery = 'RCA') AS num_rca_clips,
-        num_lca_clips > 0 AND num_rca_clips > 0 AS complete
+        count(*) FILTER (stenosis_scored AND artery = 'LCA') AS num_lca_clips,
+        count(*) FILTER (stenosis_scored AND artery = 'RCA') AS num_rca_clips,
+        num_lca_clips > 0 AND num_rca_clips > 0 AS "both",
+        max(stenosis_probability) FILTER (stenosis_scored) AS highest,
+        bool_or(stenosis_probability >= stenosis_threshold) FILTER (stenosis_scored) AS any_positive,
+        bool_and(coalesce(stenosis_probability < stenosis_threshold, false)) FILTER (stenosis_scored) AS all_negative
     FROM study_clips
     WHERE of_run
-    GROUP BY study_id
-),
-stenosis AS (
-    SELECT
-        study_id, max(stenosis_probability) AS stenosis_probability, bool_or(stenosis_positive) AS stenosis_positive
-    FROM artery_scores
     GROUP BY study_id
 ),
 missing AS (
@@ -260,16 +282,18 @@ calcium AS (
     GROUP BY study_id
 )
 SELECT
-    c.*, coalesce(views_missing, []) AS views_missing,
-    if(complete OR stenosis_positive, stenosis_probability, NULL) AS stenosis_probability,
-    CASE WHEN stenosis_positive THEN true WHEN complete THEN stenosis_positive END AS stenosis_positive,
+    c.* EXCLUDE (has_stenosis, "both", highest, any_positive, all_negative),
+    if(has_stenosis, "both", NULL) AS complete,
+    if(has_stenosis, coalesce(views_missing, []), NULL) AS views_missing,
+    if("both" OR any_positive, highest, NULL) AS stenosis_probability,
+    CASE WHEN any_positive THEN true WHEN "both" AND all_negative THEN false END AS stenosis_positive,
     calcium_run_id, calcium_probability, calcium_roi_area_mm2
 FROM clips_of AS c
-LEFT JOIN stenosis USING (study_id)
 LEFT JOIN missing USING (study_id)
 LEFT JOIN calcium USING (study_id);
 
--- One wide line per study, for a spreadsheet.
+-- One wide line per study, for a spreadsheet. Clips and their quality are the newest of each clip (latest_scores); arteries,
+-- stenosis and calcium are of one run each (study_run_id: study_scores).
 CREATE VIEW study_wide AS
 WITH clips_of AS (
     SELECT
@@ -300,7 +324,7 @@ SELECT
     s.study_id, s.patient_id, s.synthetic, s.study_year, days.days_since_first_study, c.num_clips,
     c.num_scored, c.num_gated, e.num_evaluated, e.num_unsatisfactory, e.exclusion_rate, e.num_rejected,
     c.reject_reasons, c.mean_quality_probability, c.min_quality_probability, c.max_quality_probability,
-    a.lca_stenosis_probability, a.lca_stenosis_class, a.rca_stenosis_probability, a.rca_stenosis_class,
+    s.run_id AS study_run_id, a.lca_stenosis_probability, a.lca_stenosis_class, a.rca_stenosis_probability, a.rca_stenosis_class,
     s.num_lca_clips, s.num_rca_clips, s.complete, s.views_missing, s.stenosis_probability, s.stenosis_positive,
     s.calcium_probability, s.calcium_roi_area_mm2, c.model_domain, c.scored_at
 FROM study_scores AS s

@@ -7,6 +7,7 @@ import math
 import pickle
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -208,3 +209,15 @@ def test_bundle_and_choice_travel_and_what_is_converted_needs_no_torch(x3d: Bund
     assert not with_torch
     expected = QualityScorer(x3d, BackendChoice())({x3d.window.name: clips})["quality_probability"]
     np.testing.assert_allclose(columns["quality_probability"], expected, atol=1e-4)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_cuda_keeps_parity_and_is_chosen_by_measurement(x3d: Bundle) -> None:
+    choice = choose_backend([x3d], "cuda")
+    assert choice.device == "cuda"
+    clips = probe_clips(x3d.window, 8, seed=9)
+    expected = make_runner(x3d.ensemble(), x3d.window, BackendChoice())(clips)
+    for option in (choice, replace(choice, precision="bfloat16"), replace(choice, channels_last=not choice.channels_last)):
+        got = make_runner(x3d.ensemble(), x3d.window, option)(clips)
+        assert np.abs(got - expected).max() <= MAX_DIFFERENCE

@@ -172,11 +172,34 @@ def test_an_empty_folder_is_refused(bundles, tmp_path):
 
 
 @pytest.mark.slow
+def test_openvino_runs_two_tasks_and_goes_on_as_it_began(clips, bundles, tmp_path):
+    """Both nets are converted once for all actors: where the backend is chosen, and anew where a run goes on."""
+    pytest.importorskip("openvino")
+    folder = tmp_path / "bundles"
+    shutil.copytree(bundles / "quality", folder / "quality")
+    weights = [NETS["x3d_s"].build().state_dict()]
+    write_bundle(folder / "artery", task="artery", net="x3d_s", state_dicts=weights, threshold=0.5, trained_on="synthetic")
+    source = tmp_path / "clips"
+    source.mkdir()
+    for path in sorted(clips[0].rglob("*.dcm"))[-4:]:
+        shutil.copy(path, source)
+    config = config_for(
+        source, tmp_path / "tables", folder, models=("quality", "artery"), backend="openvino", gate="off"
+    )
+    score(config)
+    whole = rows_of(tmp_path / "tables")
+    assert {(row["status"], row["backend"], row["artery_status"]) for row in whole} == {("scored", "openvino", "scored")}
+    interrupt(tmp_path / "tables", {whole[0]["object_id"]})
+    assert score(config).written == 1
+    assert comparable(rows_of(tmp_path / "tables")) == comparable(whole)
+
+
+@pytest.mark.slow
 def test_weights_of_another_net_are_refused_with_one_line(clips, tmp_path):
     shipped = load_bundle(SHIPPED / "quality", weights=False)
     strange = dataclasses.replace(shipped, net="r18_3d")
     save_bundle(tmp_path / "quality", dataclasses.replace(strange, digest=_digest(strange)))
-    with pytest.raises(RunError, match=r"^quality bundle: \d+ tensors of r18_3d are missing") as refused:
+    with pytest.raises(RunError, match=r"^bundle .*/quality: \d+ tensors of r18_3d are missing") as refused:
         score(config_for(clips[0], tmp_path / "tables", tmp_path))
     assert refused.value.exit_code == 2
 

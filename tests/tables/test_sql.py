@@ -17,7 +17,7 @@ from angio_ray.tables.sql import SqlError, connect, query, write_result
 from tests.tables.run_driver import FINGERPRINT, object_ids, score_rows
 from tests.tables.test_run_log import clip_rows, take
 
-IDS = object_ids(16)
+IDS = object_ids(20)
 
 
 def rejected(run: str, ids: list[str], reason: str, **columns: Any) -> pa.Table:
@@ -80,10 +80,12 @@ def test_latest_scores_keeps_the_quality_of_a_run_that_a_later_task_did_not_ask_
     assert records(scored, "SELECT num_clips FROM artery_scores") == [{"num_clips": 1}, {"num_clips": 1}]
 
 
-def narrow(run: str, number: int, artery: str, probability: float, view: str | None = None, **columns: Any) -> pa.Table:
+def narrow(
+    run: str, number: int, artery: str | None, probability: float, view: str | None = None, **columns: Any
+) -> pa.Table:
     """A row of a run with stenosis, threshold 0.5."""
     stenosis = {"stenosis_status": "scored", "stenosis_probability": probability, "stenosis_threshold": 0.5}
-    return score_rows(run, [IDS[number]], **stenosis, artery=artery, view=view, **columns)
+    return score_rows(run, [IDS[number]], **(stenosis | {"artery": artery, "view": view} | columns))
 
 
 def test_a_study_is_positive_by_one_artery_and_negative_by_both_alone(root: TableRoot) -> None:
@@ -112,6 +114,51 @@ def test_a_study_is_positive_by_one_artery_and_negative_by_both_alone(root: Tabl
     left, right = records(root, asked)
     assert (left["stenosis_class"], left["num_clips"], left["views"]) == ("25-99", 2, ["LAO cranial", "RAO caudal"])
     assert (left["stenosis_positive"], right["stenosis_positive"], right["run_id"]) == (False, False, "r")
+
+
+def test_what_is_not_known_of_a_clip_makes_no_study_negative(root: TableRoot) -> None:
+    run_with(
+        root,
+        "r",
+        narrow("r", 0, "LCA", 0.2),  # s0: no candidate frame in the other artery
+        narrow("r", 1, "RCA", 0.1, stenosis_probability=None),
+        narrow("r", 4, "LCA", 0.9, stenosis_threshold=None),  # s1: from before thresholds were kept
+        narrow("r", 5, "RCA", 0.1),
+        narrow("r", 8, "LCA", 0.2),  # s2: the artery was not told of the clip that is positive
+        narrow("r", 9, "RCA", 0.1),
+        narrow("r", 10, None, 0.99),
+        narrow("r", 12, "LCA", 0.3, clip_id="twice"),  # s3 and s4: one clip under two studies; s3's RCA failed under one URI
+        narrow("r", 16, "LCA", 0.9, clip_id="twice"),
+        narrow("r", 13, "RCA", 0.0, clip_id="rca", stenosis_status="failed", stenosis_probability=None),
+        narrow("r", 14, "RCA", 0.2, clip_id="rca"),
+    )
+    found = records(root, "SELECT study_id, complete, stenosis_positive, stenosis_probability FROM study_scores")
+    verdicts = {row["study_id"]: (row["complete"], row["stenosis_positive"]) for row in found}
+    assert verdicts == {
+        "s0": (False, None), "s1": (True, None), "s2": (True, True), "s3": (True, False), "s4": (False, True)
+    }  # fmt: skip
+    highest = {row["study_id"]: row["stenosis_probability"] for row in found}
+    assert (highest["s0"], highest["s2"], highest["s4"]) == (None, pytest.approx(0.99), pytest.approx(0.9))
+    left = records(root, "SELECT stenosis_positive FROM artery_scores WHERE study_id = 's1' AND artery = 'LCA'")
+    assert left == [{"stenosis_positive": None}]
+
+
+def test_a_run_over_part_of_a_study_or_without_stenosis_does_not_replace_what_is_said_of_it(root: TableRoot) -> None:
+    run_with(root, "whole", narrow("whole", 0, "LCA", 0.9), narrow("whole", 1, "RCA", 0.1))
+    run_with(root, "part", narrow("part", 1, "RCA", 0.2))
+    run_with(root, "quality", score_rows("quality", [*IDS[:2], *IDS[4:8]]))
+    run_with(root, "one", score_rows("one", IDS[4:5]))
+    names = "run_id, num_clips, num_rejected, complete, views_missing, stenosis_positive"
+    asked = f"SELECT {names} FROM study_scores ORDER BY study_id"
+    first, second = records(root, asked)
+    assert (first["run_id"], first["stenosis_positive"]) == ("whole", True)
+    assert tuple(second.values()) == ("quality", 4, 0, None, None, None)
+    # the same clips again, and the one that was positive cannot be read: its study is known from before
+    lost = {"clip_id": None, "study_id": None, "patient_id": None}
+    run_with(root, "again", rejected("again", [IDS[0]], "read_error", **lost), narrow("again", 1, "RCA", 0.1))
+    first = records(root, asked)[0]
+    assert (first["run_id"], first["num_clips"], first["num_rejected"]) == ("again", 2, 1)
+    assert (first["complete"], first["stenosis_positive"]) == (False, None)
 
 
 def test_a_study_never_mixes_runs(root: TableRoot) -> None:
@@ -206,7 +253,7 @@ def test_study_wide_has_a_line_per_study_with_days_from_clips(scored: TableRoot)
 def test_views_work_without_the_root_of_clips(scored: TableRoot, tables: Path, tmp_path: Path) -> None:
     outside = TableRoot(Storage(str(tables)), Storage(str(tmp_path / "unreachable")))
     names = {row["view_name"] for row in records(scored, "SELECT view_name FROM duckdb_views() WHERE NOT internal")}
-    assert len(names - set(TABLES)) == 21
+    assert len(names - set(TABLES)) == 22
     for name in names - {"clips", "manifests"}:
         columns = query(outside, f"SELECT * FROM {name}").column_names
         assert columns == query(scored, f"SELECT * FROM {name}").column_names, name
