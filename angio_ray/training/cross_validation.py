@@ -525,6 +525,8 @@ def _run_folds(
 def _why(fault: BaseException) -> str:
     """The cause of a failed training in one line."""
     causes = list(getattr(fault, "worker_failures", {}).values()) or [fault]
+    if isinstance(causes[0], ray.exceptions.OutOfMemoryError) or "out of memory" in str(causes[0]).lower():
+        return "a worker was killed since memory ran short; take a smaller --micro-batch, or fewer folds at once (--parallel)"
     text = str(causes[0]).strip().splitlines() or [type(causes[0]).__name__]
     return text[-1][:300]
 

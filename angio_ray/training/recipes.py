@@ -1,7 +1,7 @@
 """Recipes: how a net is trained, as named, typed defaults. Numbers only: knows no torch, no clips, no Ray.
 
     paper   the quality paper's (spec section 1): Adam, StepLR(30), rates and batches as stated, over 100 epochs
-    short   for two processor cores and a few hundred clips: small inputs first, a dozen or so epochs
+    short   for two processor cores and a few hundred clips: small inputs, a dozen or so epochs where they are cheap
     smoke   one epoch of tiny inputs: shows that everything runs, teaches nothing
 
 A recipe is changed by `dataclasses.replace` or by RecipeChanges (what the command line offers). What the papers do not
@@ -287,6 +287,11 @@ def _short(*stages: tuple[int, int, int], **changes: Any) -> Recipe:
     return Recipe(stages=_stages(*stages), **options)
 
 
+def _short_resnet(*stages: tuple[int, int, int], **changes: Any) -> Recipe:
+    """Half an hour of one processor core on 261 clips; what these gave, and that it is too little, is in docs/experiments.md."""
+    return _short(*stages, batch_size=8, step_epochs=10, augment=AugmentConfig().scaled(0.3), **changes)
+
+
 RECIPES: dict[str, dict[str, Recipe]] = {
     "paper": {
         "r18_2d": _paper(299, 4, 5e-5, 1e-3, 32),
@@ -296,10 +301,10 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         "x3d_s": _paper(160, 16, 1e-4, 1e-4, 64),
     },
     "short": {
-        "r18_2d": _short((160, 4, 6), (299, 4, 1), learning_rate=5e-4),
-        "r152_2d": _short((160, 4, 4), (299, 4, 1), learning_rate=3e-4),
-        "r18_3d": _short((80, 8, 6), (160, 16, 1), learning_rate=5e-4),
-        "r152_3d": _short((80, 8, 4), (160, 16, 1), learning_rate=3e-4),
+        "r18_2d": _short_resnet((96, 4, 16), learning_rate=5e-4),
+        "r152_2d": _short_resnet((64, 4, 2), learning_rate=3e-4),
+        "r18_3d": _short_resnet((64, 8, 18), learning_rate=1e-3),
+        "r152_3d": _short_resnet((48, 4, 2), learning_rate=3e-4),
         "x3d_s": _short((80, 4, 12), (112, 8, 6), (160, 16, 2)),
     },
     "smoke": {

@@ -19,6 +19,7 @@ import pyarrow as pa
 import pyarrow.fs
 import pyarrow.parquet as pq
 import pytest
+import ray
 import torch
 from safetensors.torch import save_file
 
@@ -31,7 +32,7 @@ from angio_ray.tables.root import TableRoot
 from angio_ray.tables.row_sets import read_set
 from angio_ray.tables.sql import query
 from angio_ray.training.config import TrainConfig
-from angio_ray.training.cross_validation import Rooms, _filesystem, _initial, size_rooms
+from angio_ray.training.cross_validation import Rooms, _filesystem, _initial, _why, size_rooms
 from angio_ray.training.predictions import read_predictions
 from tests.s3 import S3Proxy, S3Server
 
@@ -119,6 +120,13 @@ def test_what_a_training_begins_from_says_whom_it_saw_and_must_fit(tmp_path: Pat
     here = pa.table({"patient_id": ["ab" * 16], "group_id": ["ab" * 16]})
     with pytest.raises(ConfigError, match="has seen 1 of these patients"):
         _initial(config(start=tmp_path / "patients"), here)
+
+
+def test_a_fold_that_ran_out_of_memory_says_what_to_change() -> None:
+    """Ray's own text ends with a link to its manual."""
+    killed = ray.exceptions.OutOfMemoryError("Task was killed due to the node running low on memory.\nRefer to the documentation")
+    assert "--micro-batch" in _why(killed)
+    assert _why(ValueError("first\nthe cause")) == "the cause"
 
 
 def test_temporary_keys_of_a_bucket_are_not_given_away(s3_server: S3Server, monkeypatch: pytest.MonkeyPatch) -> None:
