@@ -288,7 +288,7 @@ def _short(*stages: tuple[int, int, int], **changes: Any) -> Recipe:
 
 
 def _short_resnet(*stages: tuple[int, int, int], **changes: Any) -> Recipe:
-    """Half an hour of one processor core on 261 clips; what these gave, and that it is too little, is in docs/experiments.md."""
+    """Small inputs for one processor core and some 260 clips; what they gave, and that it is too little: docs/experiments.md."""
     return _short(*stages, batch_size=8, step_epochs=10, augment=AugmentConfig().scaled(0.3), **changes)
 
 
