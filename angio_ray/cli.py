@@ -567,17 +567,15 @@ def explain(
         Folder in which the bundle that scored is looked for. Default: TABLES.training.
     """
     from angio_ray.judging.explain import explain as explain_clip
-    from angio_ray.judging.labelled import training_folder
+    from angio_ray.judging.labelled import bundle_folders, training_folder
     from angio_ray.scoring.config import ConfigError
 
     if bundles is not None and not bundles.is_dir():
         raise ConfigError(f"--bundles {bundles}: there is no such folder")
     trained = training_folder(tables)
+    places = [bundles] if bundles else [trained] if bundle_folders(trained) else []
     with _argument_errors():
-        found = explain_clip(
-            _root(tables, clips), clip, run=run, task=task,
-            bundles=[bundles] if bundles else [trained] if trained.is_dir() else [],
-        )  # fmt: skip
+        found = explain_clip(_root(tables, clips), clip, run=run, task=task, bundles=places)
         out = out or Path(f"{found.clip_id[:12]}-{task}.webp")
         out.write_bytes(found.picture)
     say = Console(stderr=True, highlight=False, soft_wrap=True)

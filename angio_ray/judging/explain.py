@@ -115,6 +115,6 @@ def _lines(row: dict[str, Any], task: str, example: Example) -> list[str]:
         lines.append(f"view by the positioner's angles: {row['view']}, {row['view_distance_deg']:.0f} degrees from its middle")
     if example.note:
         lines.append(example.note)
-    if example.note is None or not example.note.startswith("no heat map"):
+    if example.size[0] > _SHOWN_PX:  # two halves
         lines.append(f"right half: where the model finds what speaks for {called} (Grad-CAM; it is no proof)")
     return lines

@@ -93,6 +93,7 @@ def test_the_command_writes_the_file(
     scored: tuple[TableRoot, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    (scored[1] / "tables.training" / "cache").mkdir(parents=True)  # a training was begun, and left no bundle yet
     tables = str(scored[1] / "tables")
     assert main(["explain", "--clip", clip_id(1, 0), "--tables", tables, "--run", "old"]) == 0
     out, err = capsys.readouterr()
