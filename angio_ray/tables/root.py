@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import Protocol
 
 import pyarrow as pa
-from deltalake import DeltaTable, Schema
+from deltalake import CommitProperties, DeltaTable, Schema
 from deltalake.exceptions import DeltaError, TableNotFoundError
 
 from angio_ray.tables.schema import SCORING, arrow_schema, declaration, delta_json
@@ -120,6 +120,8 @@ class TableRoot:
                 description=declaration(table)["description"],
                 configuration={**configuration(table), _FINGERPRINT: key_fingerprint},
                 raise_if_key_not_exists=False,  # the fingerprint is a key of ours
+                # delta-rs would retry a creation that came second as version 1, with its own metadata on top
+                commit_properties=CommitProperties(max_commit_retries=0),
                 storage_options=self.options(table),
             )
         except STORE_ERRORS:
