@@ -299,7 +299,7 @@ def evaluate(
     experiment: str | None = None,
     run: str | None = None,
     labels: str | None = None,
-    task: Literal["quality", "artery"] | None = None,
+    task: Literal["quality", "artery", "contrast"] | None = None,
     against: str | None = None,
     bundle: Annotated[list[Path] | None, Parameter(negative="")] = None,
     data: str | None = None,
@@ -318,7 +318,7 @@ def evaluate(
     labels:
         A set of labels in the tables, or a CSV or Parquet file.
     task:
-        Which of the run's scores are judged. Default: quality.
+        Which of the run's scores are judged: quality, artery, or contrast (the frames of full contrast). Default: quality.
     against:
         With --run another run on the same labels, else another experiment: differences are --run (--experiment) less this
         one, on the clips that both held out.
@@ -332,6 +332,7 @@ def evaluate(
     resamples:
         Draws of patients for each interval.
     """
+    from angio_ray.judging.contrast import evaluate_contrast
     from angio_ray.judging.evaluate import evaluate_experiment, evaluate_run
     from angio_ray.judging.labelled import optional_key
     from angio_ray.scoring.config import ConfigError
@@ -342,9 +343,16 @@ def evaluate(
         raise ConfigError("--bundle, --data and --task go with --run")
     if resamples < 100:
         raise ConfigError(f"--resamples {resamples}: at least 100")
+    if task == "contrast" and against:
+        raise ConfigError("--against goes with quality and artery")
     root = _root(tables, clips)
     with _argument_errors():
         key = optional_key(tables, key_file)
+        if task == "contrast" and run is not None and labels is not None:
+            evaluate_contrast(
+                root, run, labels, key=key, bundles=bundle or (), experiment=experiment, data=data, resamples=resamples
+            ).print(Console(highlight=False))
+            return 0
         if run is not None and labels is not None:
             found = evaluate_run(
                 root,

@@ -60,6 +60,8 @@ class Selection:
     """How many of them show a file frame already shown (padding of a short clip, or a rate below the window's)."""
     num_resampled: int
     """Frames the whole clip has at the window's rate."""
+    num_shown: int
+    """Frames of the input that are samples of the clip; the rest repeats the last of them (padding of a short clip)."""
 
 
 def select_frames(frame_times_ms: Sequence[float] | np.ndarray, window: ClipWindow) -> Selection:
@@ -89,11 +91,18 @@ def select_frames(frame_times_ms: Sequence[float] | np.ndarray, window: ClipWind
     if len(resampled) >= window.length:
         start = min(window.start, len(resampled) - window.length)
         picked = resampled[start : start + window.length : window.stride][: window.num_frames]
+        num_shown = len(picked)
     else:
         picked = resampled[:: window.stride][: window.num_frames]
+        num_shown = len(picked)
         picked = np.pad(picked, (0, window.num_frames - len(picked)), mode="edge")
     indices = tuple(int(i) for i in picked)
-    return Selection(indices, num_repeated=len(indices) - len(set(indices)), num_resampled=len(resampled))
+    return Selection(
+        indices,
+        num_repeated=len(indices) - len(set(indices)),
+        num_resampled=len(resampled),
+        num_shown=num_shown,
+    )
 
 
 def _resample(times_ms: np.ndarray, fps: float) -> np.ndarray:

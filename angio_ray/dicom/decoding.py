@@ -323,7 +323,6 @@ def _write_inputs(thing: _Object, task: Task, answer: Answer) -> str:
     assert thing.layout is not None
     table = grey.grey_table(thing.layout, thing.voi)
     wanted = _wanted(thing.selections)
-    sizes = sorted({window.size for window in task.windows})
     total = sum(window.num_frames * window.size**2 for window in task.windows)
     codecs: dict[str, None] = {}
     file = os.open(task.output_path, os.O_RDWR)
@@ -337,12 +336,14 @@ def _write_inputs(thing: _Object, task: Task, answer: Answer) -> str:
         length = window.num_frames * window.size**2
         inputs[window.name] = output[offset : offset + length].reshape(window.num_frames, window.size, window.size)
         offset += length
+    places: dict[int, list[tuple[ClipWindow, int]]] = {}
+    for window in task.windows:
+        for place, shown in enumerate(thing.selections[window.name].indices):
+            places.setdefault(shown, []).append((window, place))
     for index, values, codec in _Decoder(thing, wanted):
         codecs[codec] = None
         frame = grey.to_uint8(values, thing.layout, table)
-        resized = {size: resize_frame(frame, size) for size in sizes}
-        for window in task.windows:
-            for place, shown in enumerate(thing.selections[window.name].indices):
-                if shown == index:
-                    inputs[window.name][place] = resized[window.size]
+        resized = {size: resize_frame(frame, size) for size in {window.size for window, _ in places[index]}}
+        for window, place in places[index]:
+            inputs[window.name][place] = resized[window.size]
     return ", ".join(codecs)

@@ -152,6 +152,9 @@ def _judge_experiment(
         if not rows.num_rows:  # an ensemble of the folds has seen all of their patients
             notes.append(f"{model} on {data}: no test rows, not judged")
             continue
+        if any(TASKS[task].per_frame for task in _values(rows["task"]) if task in TASKS):
+            notes.append(f"{model} on {data}: its figures of frames stand in `metrics` as `train` wrote them")
+            continue
         labels = next((name for name in _values(rows["label_set"])), None)
         missing = _missing(root, rows)
         title = f"{experiment}: " * named + _title(model, data)

@@ -60,6 +60,8 @@ def explain(
     """
     if task not in TASKS:
         raise TablesError(f"no task {task!r}; there is {', '.join(TASKS)}")
+    if TASKS[task].per_frame:
+        raise TablesError(f"{task} has no heat map; what it found stands beside that of the other tasks")
     with open_tables(root) as tables:
         row = _row(tables, clip, run, task)
         places = tables.clip_places([row["clip_id"]])
@@ -113,6 +115,11 @@ def _lines(row: dict[str, Any], task: str, example: Example) -> list[str]:
         lines.append(f"artery: {row['artery']}")
     if row["view"]:
         lines.append(f"view by the positioner's angles: {row['view']}, {row['view_distance_deg']:.0f} degrees from its middle")
+    if row["contrast_begin"] is not None:
+        chosen = ", ".join(map(str, row["candidate_frames"]))
+        lines.append(f"full contrast: frames {row['contrast_begin']} to {row['contrast_end']}, chosen of them {chosen}")
+    elif row["contrast_status"] == "scored":
+        lines.append("full contrast: in no frame")
     if example.note:
         lines.append(example.note)
     if example.size[0] > _SHOWN_PX:  # two halves

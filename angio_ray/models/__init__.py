@@ -4,7 +4,7 @@ To add a task (stenosis, calcium, ...):
 
 1. Write `angio_ray/models/<task>.py`: its nets as a dict of `NetSpec`, and a scorer class with `task`, `windows`,
    `__init__(bundle, backend, *, num_threads, converted=None)` and
-   `__call__({window name: uint8 (B, T, H, W)}) -> {column: array of B}`
+   `__call__({window name: uint8 (B, T, H, W)}, {window name: [frames shown]}) -> {column: array of B}`
    (`interface.Scorer`; `quality.QualityScorer` is one). `backends.make_runner` compiles a module for the chosen backend.
 2. Add one entry to TASKS below, after quality if the quality gate is to come first, and merge its nets into NETS.
 
@@ -15,10 +15,10 @@ stenosis and calcium already) and `tables/views.sql` shows them. What can be tra
 
 from __future__ import annotations
 
-from angio_ray.models import artery, quality
+from angio_ray.models import artery, contrast, quality
 from angio_ray.models.interface import NetSpec, PaperFigures, Scorer, TaskSpec
 
-NETS: dict[str, NetSpec] = {**quality.NETS}
+NETS: dict[str, NetSpec] = {**quality.NETS, **contrast.NETS}
 """Architectures by the name that bundles use."""
 
 TASKS: dict[str, TaskSpec] = {
@@ -37,6 +37,14 @@ TASKS: dict[str, TaskSpec] = {
         columns=artery.COLUMNS,
         classes=artery.CLASSES,
         mirrors=False,
+    ),
+    "contrast": TaskSpec(
+        name="contrast",
+        scorer=contrast.ContrastScorer,
+        windows=lambda bundle: (bundle.window,),
+        columns=contrast.COLUMNS,
+        classes=contrast.CLASSES,
+        per_frame=True,
     ),
 }
 """Tasks in the order in which a clip goes through them."""

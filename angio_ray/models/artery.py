@@ -8,7 +8,7 @@ Shapes: B clips, T frames, H x W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -23,7 +23,9 @@ class ArteryScorer(TwoClassScorer):
 
     task = "artery"
 
-    def __call__(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def __call__(
+        self, inputs: Mapping[str, np.ndarray], frames: Mapping[str, Sequence[np.ndarray]] | None = None
+    ) -> dict[str, np.ndarray]:
         """Sort B clips: {window name: uint8 (B, T, H, W)} -> COLUMNS, each of length B.
 
         artery is RCA where the probability of RCA reaches the bundle's threshold; artery_probability is that of RCA,

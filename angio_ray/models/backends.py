@@ -33,7 +33,7 @@ Backend = Literal["torch", "openvino"]
 Precision = Literal["float32", "bfloat16"]
 Device = Literal["cpu", "cuda"]
 Runner = Callable[[np.ndarray], np.ndarray]
-"""uint8 (B, T, H, W) -> float32 (B, K); any B. One thread at a time."""
+"""uint8 (B, T, H, W) -> float32 (B, K), or (B, T, K); any B. One thread at a time."""
 
 MAX_DIFFERENCE = 0.02
 """Largest difference of any probability from float32 torch at which a backend may be used."""
@@ -125,8 +125,8 @@ def make_runner(ensemble: Ensemble, window: ClipWindow, choice: BackendChoice, *
     return torch_runner(ensemble, choice, num_threads=num_threads)
 
 
-class TwoClassScorer:
-    """What the scorers of tasks with two classes share: the compiled net, and the probability of its last class."""
+class CompiledScorer:
+    """What scorers of one net share: its window, its threshold and the compiled net."""
 
     task: str
 
@@ -140,12 +140,20 @@ class TwoClassScorer:
         else:
             self._run = make_runner(bundle.ensemble(), bundle.window, backend, num_threads=num_threads)
 
-    def positive(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
-        """{window name: uint8 (B, T, H, W)} -> float32 (B,). ValueError when the net returns no number (NaN) for a clip."""
-        probability = np.ascontiguousarray(self._run(inputs[self.windows[0].name])[:, 1])
+    def probabilities(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        """{window name: uint8 (B, T, H, W)} -> float32 (B, K), or (B, T, K). ValueError where one is no number (NaN)."""
+        probability = self._run(inputs[self.windows[0].name])
         if not np.isfinite(probability).all():
             raise ValueError(f"the {self.task} net returned NaN")
         return probability
+
+
+class TwoClassScorer(CompiledScorer):
+    """The scorers of tasks with two classes for a clip."""
+
+    def positive(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
+        """Probability of the last class: {window name: uint8 (B, T, H, W)} -> float32 (B,). ValueError as above."""
+        return np.ascontiguousarray(self.probabilities(inputs)[:, -1])
 
 
 def torch_runner(ensemble: Ensemble, choice: BackendChoice, *, num_threads: int = 1) -> Runner:

@@ -81,7 +81,7 @@ class Bundle:
             _check_weights(self, spec, data, f"{name}, weights {number}" if len(self.weights) > 1 else name)
 
     def ensemble(self) -> Ensemble:
-        """The nets with their weights, on the CPU in eval mode: uint8 (B, T, H, W) -> probabilities (B, K)."""
+        """The nets with their weights, on the CPU in eval mode: uint8 (B, T, H, W) -> probabilities (B, K), or (B, T, K)."""
         import torch
 
         from angio_ray.models import NETS
@@ -280,6 +280,9 @@ def _check_facts(bundle: Bundle, name: str) -> NetSpec:
         raise BundleError(f"{name}: threshold {bundle.threshold:g} is not in (0, 1]")
     if not all(map(math.isfinite, (*bundle.mean, *bundle.std))) or min(bundle.std) <= 0:
         raise BundleError(f"{name}: normalisation mean {bundle.mean}, std {bundle.std} is not usable")
+    if NETS[bundle.net].per_frame != TASKS[bundle.task].per_frame:
+        kind = "frames" if TASKS[bundle.task].per_frame else "clips"
+        raise BundleError(f"{name}: {bundle.net} is no net for {bundle.task}, whose classes are those of {kind}")
     if not bundle.weights:
         raise BundleError(f"{name}: has no weights")
     return NETS[bundle.net]

@@ -44,22 +44,22 @@ class ClipClassifier(nn.Module):
         self.register_buffer("shift", shift.reshape(1, 3, 1, 1, 1), persistent=False)
 
     def logits(self, x_BTHW: Tensor) -> Tensor:
-        """Logits (B, K) of grey frames (B, T, H, W), uint8 or float, both in 0..255.
+        """Logits (B, K) of grey frames (B, T, H, W), uint8 or float, both in 0..255; (B, T, K) of nets with a class per frame.
 
         For 2D nets these are the logarithms of the frames' mean probabilities, so that softmax and cross entropy
         treat all nets alike.
         """
         x_BCTHW = x_BTHW.to(torch.float32).unsqueeze(1) * self.scale + self.shift
-        if self.layout == "BCTHW":
-            logits_BK: Tensor = self.net(x_BCTHW)
-            return logits_BK
+        if self.layout != "BTCHW-mean":
+            logits: Tensor = self.net(x_BCTHW)
+            return logits
         num_frames = x_BTHW.shape[1]
         frames = x_BCTHW.transpose(1, 2).flatten(0, 1)  # (B*T, C, H, W)
         log_p_BTK = torch.log_softmax(self.net(frames).float(), dim=-1).unflatten(0, (-1, num_frames))
         return torch.logsumexp(log_p_BTK, dim=1) - math.log(num_frames)
 
     def forward(self, x_BTHW: Tensor) -> Tensor:
-        """Class probabilities (B, K), float32."""
+        """Class probabilities (B, K), or (B, T, K), float32."""
         return torch.softmax(self.logits(x_BTHW).float(), dim=-1)
 
 
@@ -74,6 +74,6 @@ class Ensemble(nn.Module):
         self.layout = members[0].layout
 
     def forward(self, x_BTHW: Tensor) -> Tensor:
-        """Class probabilities (B, K), float32, of grey frames (B, T, H, W), uint8."""
+        """Class probabilities (B, K), or (B, T, K), float32, of grey frames (B, T, H, W), uint8."""
         probabilities = [member(x_BTHW) for member in self.members]
         return torch.stack(probabilities).mean(dim=0) if len(probabilities) > 1 else probabilities[0]

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 from angio_ray.models import NETS, NetSpec
 from angio_ray.models.backends import BackendChoice, likely_fastest, make_runner, probe_clips
@@ -17,20 +17,20 @@ from angio_ray.models.classifier import ClipClassifier, Ensemble
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class CostRow:
-    """One net: counted, measured here (None when not asked for), and as the paper states."""
+    """One net: counted, measured here (None when not asked for), and as the paper states (None where it does not)."""
 
     net: str
     params_m: float
     gmac: float
     ms_per_clip: float | None
     frames_per_s: float | None
-    """Frames that the net sees (16 or 4 a clip), by the time above."""
+    """Frames that the net sees (16, 4 or 200 a clip), by the time above."""
     backend: str | None
     """What ran it, when it was timed."""
-    paper_params_m: float
-    paper_gmac: float
-    paper_ms_per_clip: float
-    paper_frames_per_s: float
+    paper_params_m: float | None = None
+    paper_gmac: float | None = None
+    paper_ms_per_clip: float | None = None
+    paper_frames_per_s: float | None = None
 
 
 def count(spec: NetSpec) -> tuple[int, float]:
@@ -78,8 +78,7 @@ def cost_table(
             ms_per_clip=None if seconds is None else seconds * 1000,
             frames_per_s=None if seconds is None else spec.window.num_frames / seconds,
             backend=None if seconds is None else f"{choice}, {threads} threads",
-            paper_params_m=spec.paper.params_m, paper_gmac=spec.paper.gmac,
-            paper_ms_per_clip=spec.paper.ms_per_clip, paper_frames_per_s=spec.paper.frames_per_s,
+            **{f"paper_{name}": value for name, value in asdict(spec.paper).items()} if spec.paper else {},
         ))
     return rows
 
@@ -89,27 +88,28 @@ def render(rows: Sequence[CostRow]) -> None:
     from rich.console import Console
     from rich.table import Table
 
-    table = Table(title="Quality nets: cost here | the paper's (times on a V100; what they include is not stated)")
+    table = Table(title="Nets: cost here | the quality paper's (times on a V100; what they include is not stated)")
     table.add_column("net")
     for column in ("params M", "GMAC", "ms/clip", "frames/s"):
         table.add_column(f"{column}\nhere | paper", justify="right")
     for row in rows:
         table.add_row(
-            row.net, f"{row.params_m:.2f} | {row.paper_params_m:g}", f"{row.gmac:.2f} | {row.paper_gmac:g}",
-            f"{_number(row.ms_per_clip)} | {row.paper_ms_per_clip:g}",
-            f"{_number(row.frames_per_s)} | {row.paper_frames_per_s:g}",
+            row.net, f"{row.params_m:.2f} | {_number(row.paper_params_m)}", f"{row.gmac:.2f} | {_number(row.paper_gmac)}",
+            f"{_number(row.ms_per_clip, 1)} | {_number(row.paper_ms_per_clip)}",
+            f"{_number(row.frames_per_s, 1)} | {_number(row.paper_frames_per_s)}",
         )
     console = Console()
     console.print(table)
     if backend := next((row.backend for row in rows if row.backend), None):
-        console.print(f"Here: {backend}. A 2D net's GMAC is one frame's; a clip has four.")
+        console.print(f"Here: {backend}. GMAC of r18_2d and r152_2d are one frame's (a clip has four), else the clip's.")
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None else f"{value:.1f}"
+def _number(value: float | None, places: int | None = None) -> str:
+    return "-" if value is None else f"{value:g}" if places is None else f"{value:.{places}f}"
 
 
 def _seconds_per_clip(spec: NetSpec, choice: BackendChoice, num_threads: int, batch_size: int) -> float:
+    batch_size = 1 if spec.per_frame else batch_size  # 200 frames are a batch
     run = make_runner(Ensemble([ClipClassifier(spec)]), spec.window, choice, num_threads=num_threads)
     clips = probe_clips(spec.window, batch_size)
     run(clips)

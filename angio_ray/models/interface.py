@@ -5,7 +5,7 @@ Types only: knows no architecture, no file format, no Ray. The entries are in `a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal, Protocol
 
@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from angio_ray.models.backends import BackendChoice, Converted
     from angio_ray.models.bundles import Bundle
 
-Layout = Literal["BCTHW", "BTCHW-mean"]
-"""How a net takes a clip: all frames as one volume, or frame by frame with its class probabilities averaged."""
+Layout = Literal["BCTHW", "BTCHW-mean", "BCTHW-frames"]
+"""How a net takes a clip: all frames as one volume, or frame by frame with its class probabilities averaged, or all frames
+with probabilities for each of them, (B, T, K)."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -39,13 +40,19 @@ class NetSpec:
 
     name: str
     build: Callable[[], nn.Module]
-    """A fresh net of two classes that returns logits; must build on the meta device too (no data-dependent code)."""
+    """A fresh net that returns logits; must build on the meta device too (no data-dependent code)."""
     window: ClipWindow
     """The default input; a bundle may name another."""
     layout: Layout
+    classes: int = 2
     cost_input: tuple[int, ...]
     """The input without batch at which the net has its paper's GMAC: (C, T, H, W), or (C, H, W) for one frame."""
-    paper: PaperFigures
+    paper: PaperFigures | None = None
+
+    @property
+    def per_frame(self) -> bool:
+        """Whether each frame gets a class, not the clip."""
+        return self.layout == "BCTHW-frames"
 
 
 class Scorer(Protocol):
@@ -54,8 +61,14 @@ class Scorer(Protocol):
     task: str
     windows: tuple[ClipWindow, ...]
 
-    def __call__(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """Score B clips: window name -> uint8 B,T,H,W in; column of `scores` -> array of length B out."""
+    def __call__(
+        self, inputs: Mapping[str, np.ndarray], frames: Mapping[str, Sequence[np.ndarray]]
+    ) -> dict[str, np.ndarray]:
+        """Score B clips.
+
+        inputs: window name -> uint8 B,T,H,W. frames: window name -> of each clip the file's frames shown, in order, at most T
+        of them: what an input has beyond is padding. Out: column of `scores` -> array of length B.
+        """
         ...
 
 
@@ -85,3 +98,5 @@ class TaskSpec:
     """A boolean column; where it is false the clip stops here (`gated`) and the other tasks skip it."""
     mirrors: bool = True
     """Whether a mirrored clip keeps its class, so that training may flip it."""
+    per_frame: bool = False
+    """Whether its nets give each frame a class; then `classes` are those of a frame."""

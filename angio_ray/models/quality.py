@@ -8,7 +8,7 @@ Shapes: B clips, T frames, C channels (3), H x W pixels, K classes (satisfactory
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -33,7 +33,9 @@ class QualityScorer(TwoClassScorer):
 
     task = "quality"
 
-    def __call__(self, inputs: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    def __call__(
+        self, inputs: Mapping[str, np.ndarray], frames: Mapping[str, Sequence[np.ndarray]] | None = None
+    ) -> dict[str, np.ndarray]:
         """Score B clips: {window name: uint8 (B, T, H, W)} -> COLUMNS, each of length B.
 
         quality_probability and quality_threshold are float32 in 0..1; quality_satisfactory is whether the former is below

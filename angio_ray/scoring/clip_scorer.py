@@ -53,7 +53,7 @@ class ClipScorer:
 
     def __call__(self, decoded: pa.Table) -> pa.Table:
         """Score the clips of a block that were decoded; the others pass through with their reason."""
-        inputs = [n for n in decoded.column_names if n.startswith(("input_", "shape_"))]
+        inputs = [n for n in decoded.column_names if n.startswith(("input_", "shape_", "frames_"))]
         rows = decoded.drop_columns(inputs).to_pylist()
         frames = _Frames(decoded)
         todo = [p for p, row in enumerate(rows) if row["reason"] is None]
@@ -114,7 +114,10 @@ class ClipScorer:
             return
         scorer = self.scorers[task]
         try:
-            columns = scorer({w.name: frames.stack(w.name, positions) for w in scorer.windows})
+            columns = scorer(
+                {w.name: frames.stack(w.name, positions) for w in scorer.windows},
+                {w.name: frames.shown(w.name, positions) for w in scorer.windows},
+            )
         except Exception as error:  # model code on odd input, or too little memory: a row, not the end of the run
             if len(positions) > 1:
                 half = len(positions) // 2
@@ -141,6 +144,11 @@ class _Frames:
         """uint8 (B, T, H, W) of the clips at `positions`."""
         data, shapes = self.decoded.column(f"input_{window}"), self.decoded.column(f"shape_{window}")
         return np.stack([np.frombuffer(data[p].as_buffer(), np.uint8).reshape(shapes[p].as_py()) for p in positions])
+
+    def shown(self, window: str, positions: Sequence[int]) -> list[np.ndarray]:
+        """The file's frames that these clips' inputs show, without padding."""
+        column = self.decoded.column(f"frames_{window}")
+        return [np.asarray(column[p].as_py(), np.int64) for p in positions]
 
 
 def _plain(value: Any) -> Any:

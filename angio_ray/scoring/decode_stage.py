@@ -103,4 +103,6 @@ class DecodeStage:
         for name, frames in outcome.inputs.items():
             row[f"input_{name}"] = frames.tobytes()
             row[f"shape_{name}"] = list(frames.shape)
+            selection = outcome.selections[name]
+            row[f"frames_{name}"] = list(selection.indices[: selection.num_shown])
         return row

@@ -43,11 +43,13 @@ _DECODED = [
 
 
 def decoded_schema(windows: Sequence[ClipWindow]) -> pa.Schema:
-    """Rows out of the decode stage: keys, header, reason, and for each window `input_<name>` (T*H*W bytes) and its shape."""
+    """Rows out of the decode stage: keys, header, reason, and for each window `input_<name>` (T*H*W bytes), its shape
+    and the file's frames that it shows, without those that only fill it up."""
     inputs = []
     for window in windows:
         inputs.append(pa.field(f"input_{window.name}", pa.large_binary()))
         inputs.append(pa.field(f"shape_{window.name}", pa.list_(pa.int32())))
+        inputs.append(pa.field(f"frames_{window.name}", pa.list_(pa.int32())))
     return pa.schema([*_DECODED, *inputs])
 
 

@@ -30,6 +30,7 @@ objects AS (
         count(*) FILTER (NOT quality_satisfactory) / nullif(count(quality_satisfactory), 0) AS exclusion_rate,
         bool_or(quality_status IS NOT NULL) AS any_quality,
         bool_or(artery_status IS NOT NULL) AS any_artery,
+        bool_or(contrast_status IS NOT NULL) AS any_contrast,
         bool_or(stenosis_status IS NOT NULL) AS any_stenosis,
         bool_or(calcium_status IS NOT NULL) AS any_calcium,
         max(model_domain) AS model_domain
@@ -47,6 +48,7 @@ SELECT
     -- what it was asked for: a run that rejects every clip was asked too
     coalesce(any_quality, false) OR coalesce(json_exists(config_json, '$.models.quality'), false) AS has_quality,
     coalesce(any_artery, false) OR coalesce(json_exists(config_json, '$.models.artery'), false) AS has_artery,
+    coalesce(any_contrast, false) OR coalesce(json_exists(config_json, '$.models.contrast'), false) AS has_contrast,
     coalesce(any_stenosis, false) OR coalesce(json_exists(config_json, '$.models.stenosis'), false) AS has_stenosis,
     coalesce(any_calcium, false) OR coalesce(json_exists(config_json, '$.models.calcium'), false) AS has_calcium,
     model_domain, code_version, config_digest, config_json
@@ -60,13 +62,15 @@ LEFT JOIN objects USING (run_id);
 CREATE VIEW latest_scores AS
 WITH finished AS (
     SELECT
-        run_id, has_quality, has_artery, has_stenosis, has_calcium,
+        run_id, has_quality, has_artery, has_contrast, has_stenosis, has_calcium,
         row_number() OVER (ORDER BY finished_at DESC, run_id) AS age
     FROM run_summary
     WHERE finished
 ),
 candidates AS (
-    SELECT scores.*, has_quality, has_artery, has_stenosis, has_calcium, age, coalesce(clip_id, object_id) AS clip_key
+    SELECT
+        scores.*, has_quality, has_artery, has_contrast, has_stenosis, has_calcium, age,
+        coalesce(clip_id, object_id) AS clip_key
     FROM scores
     JOIN finished USING (run_id)
 ),
@@ -95,10 +99,21 @@ arteries AS (
     )
     QUALIFY row_number() OVER (PARTITION BY clip_key ORDER BY age, status = 'rejected', object_id) = 1
 ),
+contrasts AS (
+    SELECT
+        clip_key, run_id AS contrast_run_id, contrast_status, contrast_reason, first_contrast, contrast_begin,
+        contrast_end, last_contrast, candidate_frames
+    FROM (
+        SELECT * FROM candidates WHERE has_contrast
+        QUALIFY row_number() OVER (PARTITION BY object_id ORDER BY age) = 1
+    )
+    QUALIFY row_number() OVER (PARTITION BY clip_key ORDER BY age, status = 'rejected', object_id) = 1
+),
 stenosis AS (
     SELECT
         clip_key, run_id AS stenosis_run_id, stenosis_status, stenosis_reason, artery, "view",
-        view_distance_deg AS distance, first_contrast, contrast_begin, contrast_end, last_contrast, candidate_frames,
+        view_distance_deg AS distance, first_contrast AS first_own, contrast_begin AS begin_own,
+        contrast_end AS end_own, last_contrast AS last_own, candidate_frames AS candidates_own,
         stenosis_probability, stenosis_threshold, stenosis_class, stenosis_frames
     FROM (
         SELECT * FROM candidates WHERE has_stenosis
@@ -125,10 +140,19 @@ SELECT
     coalesce(stenosis.artery, artery_alone) AS artery,
     if(stenosis.artery IS NULL, view_alone, stenosis."view") AS "view",
     if(stenosis.artery IS NULL, distance_alone, stenosis.distance) AS view_distance_deg,
-    stenosis.* EXCLUDE (clip_key, artery, "view", distance), calcium.* EXCLUDE (clip_key)
+    contrast_run_id, contrasts.contrast_status, contrasts.contrast_reason,
+    -- the frames that the stenosis model classified, where it did
+    if(candidates_own IS NULL, contrasts.first_contrast, first_own) AS first_contrast,
+    if(candidates_own IS NULL, contrasts.contrast_begin, begin_own) AS contrast_begin,
+    if(candidates_own IS NULL, contrasts.contrast_end, end_own) AS contrast_end,
+    if(candidates_own IS NULL, contrasts.last_contrast, last_own) AS last_contrast,
+    if(candidates_own IS NULL, contrasts.candidate_frames, candidates_own) AS candidate_frames,
+    stenosis.* EXCLUDE (clip_key, artery, "view", distance, first_own, begin_own, end_own, last_own, candidates_own),
+    calcium.* EXCLUDE (clip_key)
 FROM newest AS n
 LEFT JOIN quality USING (clip_key)
 LEFT JOIN arteries USING (clip_key)
+LEFT JOIN contrasts USING (clip_key)
 LEFT JOIN stenosis USING (clip_key)
 LEFT JOIN calcium USING (clip_key);
 

@@ -50,10 +50,13 @@ _OF_THE_CLIP = (Reason.DECODE_TIMEOUT, Reason.OUT_OF_MEMORY)
 """Transient reasons that are final after that: one such clip would keep a training from ever beginning."""
 _CHANGED = "changed"
 """Reason of a clip that is not the one that `clips` knows: transient, the next run indexes it anew."""
+_FORMAT = 2
+"""Of the shards: 2 has the file's frames that an input shows."""
 _SHARD = pa.schema(
     [
         pa.field("entry", pa.string(), nullable=False),
         pa.field("input", pa.large_binary()),
+        pa.field("frames", pa.list_(pa.int32())),
         pa.field("reason", pa.string()),
         pa.field("detail", pa.string()),
     ]
@@ -86,7 +89,7 @@ class ClipCache:
         self, place: Storage, window: ClipWindow, *, assume_fps: float | None = None, limits: Limits | None = None
     ) -> None:
         """`limits`: of one clip, as in scoring if not given."""
-        facts = {**asdict(window), "assume_fps": assume_fps, "version": SCORING_VERSION}
+        facts = {**asdict(window), "assume_fps": assume_fps, "version": SCORING_VERSION, "format": _FORMAT}
         del facts["name"]
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
         self.window = window
@@ -137,7 +140,7 @@ class ClipCache:
                 reason, detail = postponed[objects[names[i]]]
                 if reason in _OF_THE_CLIP:
                     found[names[i]] = postponed.pop(objects[names[i]])
-                    self._write([{"entry": names[i], "input": None, "reason": reason, "detail": detail}])
+                    self._write([{"entry": names[i], "reason": reason, "detail": detail}])
             left = [i for i in left if names[i] not in found]
         except StorageUnavailable as error:
             raise RunError(f"not finished: {error}; run the same command again", 1) from error
@@ -232,6 +235,9 @@ def _cache(folder: Storage, window: ClipWindow, assume_fps: float | None, limits
 class CachedClips:
     """Chosen entries of a cache, read in any order from mapped memory (`loop.Clips`)."""
 
+    frames: list[NDArray[np.int64]]
+    """Of each clip the file's frames that its input shows, T of them or fewer: the rest fills it up."""
+
     def __init__(self, cache: ClipCache, entries: Sequence[str]) -> None:
         window = cache.window
         self._shape = (window.num_frames, window.size, window.size)
@@ -240,14 +246,17 @@ class CachedClips:
         if len(wanted) < len(entries):
             raise KeyError("a clip is asked for twice")
         self._where = np.full((len(entries), 2), -1, np.int64)
+        self.frames = [np.empty(0, np.int64)] * len(entries)
         for batch in cache.shards():
             inputs_NTHW = _inputs(batch.column("input"), self._shape)
             row = 0
-            for entry, valid in zip(
-                batch.column("entry").to_pylist(), batch.column("input").is_valid().to_pylist(), strict=True
+            frames = batch.column("frames")
+            for place, (entry, valid) in enumerate(
+                zip(batch.column("entry").to_pylist(), batch.column("input").is_valid().to_pylist(), strict=True)
             ):
                 if valid and entry in wanted:
                     self._where[wanted[entry]] = len(self._shards), row
+                    self.frames[wanted[entry]] = np.asarray(frames[place].as_py(), np.int64)
                 row += valid
             self._shards.append(inputs_NTHW)
         if missing := int((self._where[:, 0] < 0).sum()):
@@ -281,7 +290,8 @@ class _CacheStage:
 
     def __call__(self, keys: pa.Table) -> pa.Table:
         decoded = self.decode(keys)
-        columns = ("object_id", "reason", "detail", "changed", f"input_{self.cache.window.name}")
+        name = self.cache.window.name
+        columns = ("object_id", "reason", "detail", "changed", f"input_{name}", f"frames_{name}")
         shard, answers = [], []
         etags = keys["etag"].to_pylist()
         for etag, row in zip(etags, decoded.select(columns).to_pylist(), strict=True):
@@ -292,8 +302,9 @@ class _CacheStage:
             )
             if kept:
                 entry = entry_name(row["object_id"], etag)
-                shard.append({"entry": entry, "input": row[columns[-1]] if reason is None else None,
-                              "reason": reason, "detail": detail})  # fmt: skip
+                shard.append({"entry": entry, "reason": reason, "detail": detail})
+                if reason is None:
+                    shard[-1] |= {"input": row[f"input_{name}"], "frames": row[f"frames_{name}"]}
         if shard:
             self.cache._write(shard)
         schema = pa.schema(

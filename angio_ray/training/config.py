@@ -16,6 +16,10 @@ from angio_ray.training.recipes import Recipe, RecipeChanges, find_recipe
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
 _SPLIT_TEST = 0.15
 """Share of all clips that a split tests on."""
+_TASK_NAMES = {"stenosis-frames": "contrast"}
+"""Other names of tasks."""
+_NETS = {"contrast": "frames_lstm"}
+"""Default net of tasks that need another than the quality task."""
 _SCHEMES = {"kfold": "k{folds}", "split": "split", "leave_one_patient_out": "lopo", "leave_one_acquisition_out": "loao"}
 
 
@@ -24,7 +28,8 @@ class TrainConfig:
     """One experiment: which net on which clips and labels, by which folds and recipe."""
 
     task: str
-    """What is learnt: quality, or artery (LCA or RCA; never mirrored)."""
+    """What is learnt: quality, artery (LCA or RCA; never mirrored) or contrast, which is stenosis-frames too (the frames of
+    full contrast)."""
     _: KW_ONLY
     labels: str
     """CSV or Parquet file of labels, local or s3:// (columns: see the module `training.labels`), or the name of a set of
@@ -42,8 +47,9 @@ class TrainConfig:
     """Folder or s3:// prefix for decoded inputs (pixels of patients). Default: cache in `out`."""
     experiment: str | None = None
     """Name of the experiment. The same name again goes on where it stopped. Default: task, net and folds."""
-    net: str = "x3d_s"
-    """Architecture: r18_2d, r152_2d, r18_3d, r152_3d, x3d_s."""
+    net: str = ""
+    """Architecture: r18_2d, r152_2d, r18_3d, r152_3d, x3d_s; for contrast frames_lstm, inception_lstm. Default: x3d_s,
+    frames_lstm."""
     recipe: str = "short"
     """Named defaults of the training: paper, short, smoke."""
     changes: Annotated[RecipeChanges, Parameter(name="*")] = field(default_factory=RecipeChanges)
@@ -88,6 +94,9 @@ class TrainConfig:
     """In jobs: end with 3, not 0, when labelled clips could not be decoded."""
 
     def __post_init__(self) -> None:
+        # a frozen object's own completion: what is not given follows from the task
+        object.__setattr__(self, "task", _TASK_NAMES.get(self.task, self.task))
+        object.__setattr__(self, "net", self.net or _NETS.get(self.task, "x3d_s"))
         for flag in ("experiment", "fold_set", "label_set"):
             value = getattr(self, flag)
             if value is not None and not _NAME.fullmatch(value):
@@ -128,6 +137,16 @@ class TrainConfig:
             raise ConfigError(str(error)) from None
         from angio_ray.models import NETS, TASKS  # numpy and OpenCV come with them: not for --help
 
+        if self.task in TASKS and NETS[self.net].per_frame != TASKS[self.task].per_frame:
+            fit = ", ".join(name for name, spec in NETS.items() if spec.per_frame == TASKS[self.task].per_frame)
+            raise ConfigError(f"--net {self.net} is not for {self.task}; there is {fit}")
+        if self.task in TASKS and TASKS[self.task].per_frame:
+            if self.threshold != "youden":
+                raise ConfigError(f"--threshold: that of {self.task} is the one with the least error of both ends")
+            if recipe.balance == "sampler":
+                raise ConfigError(f"--balance sampler: a clip of {self.task} has frames of all classes; take weights")
+        elif recipe.loss != "cross_entropy":
+            raise ConfigError(f"--loss {recipe.loss}: for nets with a class per frame")
         window = NETS[self.net].window
         for stage in recipe.stages:
             if stage.size > window.size or stage.frames > window.num_frames:

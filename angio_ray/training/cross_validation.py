@@ -35,6 +35,8 @@ from angio_ray.evaluation.pooled import FoldsSummary
 from angio_ray.models import NETS, TASKS
 from angio_ray.models.bundles import BundleError, Origin, load_bundle
 from angio_ray.models.classifier import KINETICS_MEAN, KINETICS_STD
+from angio_ray.models.contrast import CLASSES as CONTRAST_CLASSES
+from angio_ray.models.contrast import frame_classes
 from angio_ray.models.pretrained import PretrainedError, load_pretrained
 from angio_ray.scoring.cluster import check_nodes_see, ray_cluster
 from angio_ray.scoring.config import ConfigError, IndexConfig, RunError
@@ -49,8 +51,10 @@ from angio_ray.tables.schema import TABLES
 from angio_ray.training.cache import CacheSummary, ClipCache
 from angio_ray.training.claim import Claim
 from angio_ray.training.config import TrainConfig
+from angio_ray.training.contrast_results import ContrastSummary, Span
 from angio_ray.training.folds import FoldError, FoldPlan, check_disjoint, check_plan, ensure_folds
 from angio_ray.training.labels import (
+    FRAME_TARGETS,
     LabelError,
     LabelFile,
     LabelJoin,
@@ -63,7 +67,7 @@ from angio_ray.training.labels import (
     stored_labels,
     task_clips,
 )
-from angio_ray.training.loop import Epoch, FitError, Part, Place, State, fit, predict
+from angio_ray.training.loop import UNJUDGED, Epoch, FitError, Part, Place, State, fit, predict
 from angio_ray.training.progress import Progress
 from angio_ray.training.results import (
     Experiment,
@@ -92,7 +96,7 @@ class TrainSummary:
     name: str
     lines: tuple[str, ...]
     """What to tell the user: the figures."""
-    figures: FoldsSummary
+    figures: FoldsSummary | ContrastSummary
     rejected: Mapping[str, tuple[str, str | None]]
     """object_id -> (reason, detail) of labelled clips that cannot be decoded."""
     bundles: str
@@ -112,9 +116,20 @@ class _Clips:
     object_ids: tuple[str, ...]
     etags: tuple[str | None, ...]
     target_N: NDArray[np.int64]
+    contrast: tuple[tuple[int | None, ...], ...] = ()
+    """Of tasks with a class per frame: first and last frame of any contrast around those of full contrast, in the file's own."""
 
-    def part(self, cache: ClipCache) -> Part:
-        return Part(cache.open(self.object_ids, self.etags), self.target_N)
+    def part(self, cache: ClipCache) -> tuple[Part, tuple[Span, ...]]:
+        """Inputs and targets; of tasks with a class per frame what is known of each clip's frames, too."""
+        clips = cache.open(self.object_ids, self.etags)
+        if not self.contrast:
+            return Part(clips, self.target_N), ()
+        target_NT = np.full((len(clips), cache.window.num_frames), UNJUDGED, np.int64)
+        spans = []
+        for target_T, shown_T, contrast in zip(target_NT, clips.frames, self.contrast, strict=True):
+            target_T[: len(shown_T)] = frame_classes(shown_T, contrast)
+            spans.append(Span.of(target_T, len(shown_T), len(CONTRAST_CLASSES) - 1))
+        return Part(clips, target_NT), tuple(spans)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -439,10 +454,19 @@ def _jobs(
         )
     )
 
+    contrast: dict[str, tuple[int | None, ...]] = {}
+    if TASKS[experiment.task].per_frame:
+        columns = [experiment.clips[c].to_pylist() for c in ("clip_id", *FRAME_TARGETS[experiment.task])]
+        contrast = {clip_id: tuple(frames) for clip_id, *frames in zip(*columns, strict=True)}
+
     def clips(part: pa.Table) -> _Clips:
-        pairs = [objects[clip_id] for clip_id in part["clip_id"].to_pylist()]
-        target_N = np.asarray(part["target"].to_pylist(), np.int64)
-        return _Clips(object_ids=tuple(o for o, _ in pairs), etags=tuple(e for _, e in pairs), target_N=target_N)
+        ids = part["clip_id"].to_pylist()
+        return _Clips(
+            object_ids=tuple(objects[clip_id][0] for clip_id in ids),
+            etags=tuple(objects[clip_id][1] for clip_id in ids),
+            target_N=np.asarray(part["target"].to_pylist(), np.int64),
+            contrast=tuple(contrast[clip_id] for clip_id in ids) if contrast else (),
+        )
 
     jobs = []
     for number in numbers:
@@ -640,11 +664,11 @@ def _train_worker(given: dict[str, Any]) -> None:
             ray.train.report(metrics, checkpoint=ray.train.Checkpoint.from_directory(folder))
         saved = time.monotonic()
 
-    validation = job.validation.part(job.cache)
+    validation, validation_spans = job.validation.part(job.cache)
     try:
         fitted = fit(
             job.net,
-            job.train.part(job.cache),
+            job.train.part(job.cache)[0],
             validation,
             job.recipe,
             seed=job.seed,
@@ -658,11 +682,13 @@ def _train_worker(given: dict[str, Any]) -> None:
         if place.rank == 0:
             ray.get(given["board"].say.remote(job.fold, str(error)))
         return
-    test = job.test.part(job.cache)
+    test, test_spans = job.test.part(job.cache)
     outcome = Outcome(
         state_dict=fitted.state_dict,
         validation_N=predict(fitted.classifier, validation.clips, len(validation), place),
         test_N=predict(fitted.classifier, test.clips, len(test), place),
+        validation_spans=validation_spans,
+        test_spans=test_spans,
         epochs=fitted.epochs,
         best_epoch=fitted.best_epoch,
     )
@@ -698,6 +724,8 @@ def _write_outcome(folder: Path, outcome: Outcome) -> None:
     scores = {
         "validation": outcome.validation_N.tolist(),
         "test": outcome.test_N.tolist(),
+        "validation_spans": [asdict(span) for span in outcome.validation_spans],
+        "test_spans": [asdict(span) for span in outcome.test_spans],
         "epochs": [asdict(epoch) for epoch in outcome.epochs],
         "best_epoch": outcome.best_epoch,
     }
@@ -714,6 +742,12 @@ def _read_outcome(folder: Path) -> Outcome | None:
         state_dict=load_file(folder / _WEIGHTS),
         validation_N=np.asarray(scores["validation"], np.float32),
         test_N=np.asarray(scores["test"], np.float32),
+        validation_spans=_spans(scores["validation_spans"]),
+        test_spans=_spans(scores["test_spans"]),
         epochs=tuple(Epoch(**epoch) for epoch in scores["epochs"]),
         best_epoch=scores["best_epoch"],
     )
+
+
+def _spans(stored: Sequence[Mapping[str, Any]]) -> tuple[Span, ...]:
+    return tuple(Span(span["num_shown"], tuple(span["full"]) if span["full"] else None) for span in stored)

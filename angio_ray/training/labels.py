@@ -50,6 +50,8 @@ KEY_COLUMNS = ("clip_id", "sop_instance_uid", "uri", "path")
 
 TARGETS: dict[str, tuple[str, Any]] = {"quality": ("quality", "unsatisfactory"), "artery": ("artery", "RCA")}
 """Task -> the column of its label, and the value that is the positive class."""
+FRAME_TARGETS = {"contrast": ("first_contrast", "contrast_begin", "contrast_end", "last_contrast")}
+"""Task with a class per frame -> the columns that say which frames have which; the second and third must be given."""
 
 _LABELS = arrow_schema("labels")
 LABEL_COLUMNS = tuple(
@@ -496,18 +498,25 @@ def join_labels(root: TableRoot, key: PseudonymKey, labels: LabelFile, *, source
 def task_clips(clips: pa.Table, task: str = "quality") -> tuple[pa.Table, NDArray[np.bool_]]:
     """The clips that have a label for the task, and whether each is of its positive class, (N,).
 
-    Clips labelled unsatisfactory are there for quality alone.
+    Clips labelled unsatisfactory are there for quality alone. Of a task with a class per frame the second says whether full
+    contrast lasts longer than in the middle one of the clips: folds are to have as many long ones.
     `clips`: `LabelJoin.clips` or a set of the table `labels`. LabelError for a task without labels, or none for it.
     """
-    if task not in TARGETS:
-        raise LabelError(f"no labels are known for task {task!r}: one of {', '.join(TARGETS)}")
-    column, positive = TARGETS[task]
+    if task not in TARGETS and task not in FRAME_TARGETS:
+        raise LabelError(f"no labels are known for task {task!r}: one of {', '.join([*TARGETS, *FRAME_TARGETS])}")
+    column = FRAME_TARGETS[task][1] if task in FRAME_TARGETS else TARGETS[task][0]
     labelled = clips.filter(pc.is_valid(clips[column]))
     if task != "quality":  # the gate stops these before any other task sees them
         labelled = labelled.filter(pc.fill_null(pc.not_equal(labelled["quality"], "unsatisfactory"), True))
     if not len(labelled):
         but = "" if task == "quality" else " that is not labelled unsatisfactory"
         raise LabelError(f"no clip{but} has a label for {task} (column {column})")
+    if task in FRAME_TARGETS:
+        _, begin, end, _ = FRAME_TARGETS[task]
+        labelled = labelled.filter(pc.is_valid(labelled[end]))
+        length_N = np.asarray(pc.subtract(labelled[end], labelled[begin]).to_numpy())
+        return labelled, length_N > np.median(length_N)
+    positive = TARGETS[task][1]
     return labelled, np.array([value == positive for value in labelled[column].to_pylist()], np.bool_)
 
 

@@ -5,7 +5,8 @@
 Every draw (initial weights, order, augmentation, dropout) is a function of the seed and the epoch, so a loop that goes on
 from a state ends as one that was never stopped. Knows nothing of Ray, tables, files or patients.
 
-Shapes: N clips of a part, B of a batch, T frames, H x W pixels.
+Shapes: N clips of a part, B of a batch, T frames, H x W pixels, K classes. Targets and probabilities of nets with a class per
+frame have T beside N.
 """
 
 from __future__ import annotations
@@ -31,11 +32,16 @@ from angio_ray.models import NETS
 from angio_ray.models.backends import bf16_units
 from angio_ray.models.classifier import ClipClassifier
 from angio_ray.training.augment import augment
+from angio_ray.training.losses import soft_convolutional_f1
 from angio_ray.training.quick_nets import fit_for_training, settle_statistics
 from angio_ray.training.recipes import Recipe, Stage
 
 _PREDICTED_AT_ONCE = 8
 _SETTLED_AT_ONCE = 16
+_WHOLE_CLIPS_AT_ONCE = 2
+"""Of nets that look at all frames: 200 take the memory of a dozen quality inputs."""
+UNJUDGED = -1
+"""Target of a frame that has none: no loss, no figure."""
 _CPU_MICRO_BATCH = 8
 _WRONG_IN_BFLOAT16 = frozenset({"r152_3d"})
 """Nets whose gradient held NaN in bfloat16 on a processor with AMX (PyTorch 2.15: the first strided shortcut's), and none in
@@ -70,7 +76,7 @@ class Part:
 
     clips: Clips
     target_N: NDArray[np.int64]
-    """1: the positive class."""
+    """1: the positive class. For nets with a class per frame (N, T): the frame's class, or UNJUDGED."""
 
     def __len__(self) -> int:
         return len(self.target_N)
@@ -215,16 +221,18 @@ def fit(
 def predict(
     classifier: ClipClassifier, clips: Clips, num_clips: int, place: Place | None = None
 ) -> NDArray[np.float32]:
-    """Probability of the positive class of each clip, (N,), in float32; the processes share the work, all get the whole."""
+    """Probability of the positive class of each clip, (N,), or of each class of each frame, (N, T, K); float32.
+
+    The processes share the work, all get the whole.
+    """
     place = place or Place()
     classifier.eval()
     mine = _share(np.arange(num_clips), place)
-    batches = _batches_of(mine, _PREDICTED_AT_ONCE)
-    found = [
-        torch.softmax(classifier.logits(x.to(place.device)).float(), dim=-1)[:, -1].cpu().numpy()
-        for x in _read_ahead(clips, batches)
-    ]
-    return np.asarray(_gathered(found, place), np.float32).reshape(-1)
+    found = []
+    for x in _read_ahead(clips, _batches_of(mine, _at_once(classifier, _PREDICTED_AT_ONCE))):
+        probability = torch.softmax(classifier.logits(x.to(place.device)).float(), dim=-1)
+        found.append((probability if _per_frame(classifier) else probability[:, -1]).cpu().numpy())
+    return np.asarray(_gathered(found, place), np.float32)
 
 
 class _Loop:
@@ -244,8 +252,9 @@ class _Loop:
             raise FitError("there is no validation clip")
         if len(train) < 2 * place.world:
             raise FitError(f"{len(train)} training clips are too few for {place.world} workers")
-        positive = float(np.mean(train.target_N))
-        if positive in (0.0, 1.0):
+        judged = train.target_N[train.target_N != UNJUDGED]
+        counts_K = np.bincount(judged, minlength=NETS[net].classes)
+        if (counts_K > 0).sum() < 2:
             raise FitError("the training clips have one class only")
         self.train, self.validation, self.recipe, self.place, self.seed = train, validation, recipe, place, seed
         self.device = torch.device(place.device)
@@ -269,8 +278,8 @@ class _Loop:
         self.optimizer = torch.optim.Adam(
             self.classifier.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay
         )
-        by_class = [0.5 / (1 - positive), 0.5 / positive] if recipe.balance == "weights" else [1.0, 1.0]
-        self.class_weight = torch.tensor(by_class)
+        shares_K = len(judged) / (len(counts_K) * np.maximum(counts_K, 1))  # each class weighs as much as another
+        self.class_weight = torch.tensor(shares_K if recipe.balance == "weights" else np.ones(len(counts_K))).float()
         self.target_N = torch.from_numpy(np.asarray(train.target_N, np.int64))
         self.state = State()
 
@@ -347,7 +356,7 @@ class _Loop:
                 f"epoch {number + 1}: the loss is no finite number any more; "
                 f"take a lower --learning-rate than {recipe.learning_rate:g}"
             )
-        loss, auc = _judged(self.validation.target_N, probability_N)
+        loss, auc = _judged(thinned_targets(self.validation.target_N, stage.frames), probability_N)
         # the same numbers on every process: they decide what comes next
         values = _agreed(
             [
@@ -406,19 +415,27 @@ class _Loop:
         reading = _read_ahead(self.train.clips, [rows for share in shares for rows in share], self.device)
         total = torch.zeros((), device=self.device)
         for step, (batch, share) in enumerate(zip(batches, shares, strict=True)):
-            whole = self.class_weight[self.target_N[batch]].sum()
+            target_B = thinned_targets(self.target_N[batch], stage.frames)
+            whole = self._weight(target_B).sum().clamp(min=1e-9)
             self.optimizer.zero_grad(set_to_none=True)
             for i, rows in enumerate(share):
                 generator = torch.Generator().manual_seed(_mixed(self.seed, number, step, i * place.world + place.rank))
                 x = augment(thinned(next(reading).to(self.device), stage.size, stage.frames), recipe.augment, generator)
-                target = self.target_N[rows]
-                weight = self.class_weight[target].to(self.device)
+                target = thinned_targets(self.target_N[rows], stage.frames).flatten()
+                weight = self._weight(target).to(self.device)
                 with self._local(last=i == len(share) - 1), self._autocast():
                     logits = self.model(x)
-                    each = F.cross_entropy(
-                        logits.float(), target.to(self.device), reduction="none", label_smoothing=recipe.label_smoothing
-                    )
-                    loss = (each * weight).sum() / whole
+                    if recipe.loss == "f1":
+                        loss = _f1_loss(logits.float(), target.to(self.device)) / len(batch)
+                    else:
+                        each = F.cross_entropy(
+                            logits.float().flatten(0, -2),
+                            target.to(self.device),
+                            reduction="none",
+                            ignore_index=UNJUDGED,
+                            label_smoothing=recipe.label_smoothing,
+                        )
+                        loss = (each * weight).sum() / whole
                     # DistributedDataParallel takes the mean over the workers; the sum is meant
                     (loss * place.world).backward()
                 total += loss.detach() * len(batch)
@@ -430,6 +447,10 @@ class _Loop:
             for buffer in self.classifier.net.buffers():
                 dist.broadcast(buffer, 0)
         return float(total), sum(map(len, batches))
+
+    def _weight(self, target: Tensor) -> Tensor:
+        """Of each target in the loss."""
+        return self.class_weight[target.clamp(min=0)] * (target != UNJUDGED)
 
     def _local(self, *, last: bool) -> AbstractContextManager[Any]:
         """Gradients are exchanged with the last part of a step only."""
@@ -455,7 +476,7 @@ class _Loop:
             best_epoch = state.best_epoch
         if self.recipe.settle_clips:
             rows = np.random.default_rng((self.seed, 0, 0)).permutation(len(self.train))[: self.recipe.settle_clips]
-            batches = _read_ahead(self.train.clips, _batches_of(rows, _SETTLED_AT_ONCE))
+            batches = _read_ahead(self.train.clips, _batches_of(rows, _at_once(self.classifier, _SETTLED_AT_ONCE)))
             settle_statistics(self.classifier, (x.to(self.device) for x in batches))
         as_stored(self.classifier)
         self.classifier.eval()
@@ -478,6 +499,17 @@ def close_branches(net: nn.Module) -> int:
     for block in blocks:  # of torchvision and of MONAI alike
         nn.init.zeros_(getattr(block, "bn3", block.bn2).weight)
     return len(blocks)
+
+
+def _f1_loss(logits_BTK: Tensor, target_N: Tensor) -> Tensor:
+    """What is missing from an F1 of 1, of the first and the last class, summed over the clips."""
+    probability_BTK = torch.softmax(logits_BTK, dim=-1)
+    target_BT = target_N.view(logits_BTK.shape[:2])
+    judged_BT = (target_BT != UNJUDGED).float()
+    scores = [
+        soft_convolutional_f1(probability_BTK[..., k], target_BT == k, judged_BT) for k in (0, logits_BTK.shape[-1] - 1)
+    ]
+    return (1 - torch.stack(scores).mean(dim=0)).sum()
 
 
 class _Logits(nn.Module):
@@ -507,10 +539,28 @@ def thinned(x_BTHW: Tensor, size: int, frames: int) -> Tensor:
     """Clips at size x size px by area averaging, and so many of their frames, evenly; float32 where the size changes."""
     there = x_BTHW.shape[1]
     if frames < there:
-        x_BTHW = x_BTHW[:, torch.arange(frames) * there // frames]
+        x_BTHW = x_BTHW[:, torch.from_numpy(_evenly(there, frames))]
     if x_BTHW.shape[-1] <= size:
         return x_BTHW
     return F.interpolate(x_BTHW.float(), (size, size), mode="area")
+
+
+def thinned_targets(target_N: Any, frames: int) -> Any:
+    """Targets per frame, (N, T), of those frames that `thinned` leaves; targets per clip as they are."""
+    return target_N if target_N.ndim == 1 or frames >= target_N.shape[1] else target_N[:, _evenly(target_N.shape[1], frames)]
+
+
+def _evenly(there: int, frames: int) -> NDArray[np.int64]:
+    return np.arange(frames) * there // frames
+
+
+def _per_frame(classifier: ClipClassifier) -> bool:
+    return classifier.layout == "BCTHW-frames"
+
+
+def _at_once(classifier: ClipClassifier, clips: int) -> int:
+    """Clips that fit in memory together."""
+    return _WHOLE_CLIPS_AT_ONCE if _per_frame(classifier) else clips
 
 
 @torch.no_grad()
@@ -550,9 +600,15 @@ def _values(stage: Stage) -> int:
 
 
 def _judged(target_N: NDArray[np.int64], probability_N: NDArray[np.float32]) -> tuple[float, float | None]:
-    """Mean cross entropy, and the AUC where both classes are there."""
-    p = np.clip(np.where(target_N == 1, probability_N, 1 - probability_N), 1e-7, 1.0)
-    auc = float(roc_auc_score(target_N, probability_N)) if len(set(target_N.tolist())) > 1 else None
+    """Mean cross entropy, and the AUC of the positive class (of the last one, over all frames) where both are there."""
+    if probability_N.ndim > 1:
+        judged = target_N != UNJUDGED
+        target_N, probability_NK = target_N[judged], probability_N[judged]
+    else:
+        probability_NK = np.stack([1 - probability_N, probability_N], axis=-1)
+    p = np.clip(np.take_along_axis(probability_NK, target_N[:, None], axis=-1), 1e-7, 1.0)
+    positive_N = target_N == probability_NK.shape[-1] - 1
+    auc = float(roc_auc_score(positive_N, probability_NK[:, -1])) if 0 < positive_N.sum() < len(positive_N) else None
     return float(-np.log(p).mean()), auc
 
 
@@ -604,7 +660,7 @@ def _gathered(parts: Sequence[NDArray[Any]], place: Place) -> NDArray[Any]:
         return mine
     found: list[Any] = [None] * place.world
     dist.all_gather_object(found, mine)
-    return np.concatenate(found)
+    return np.concatenate([part for part in found if len(part)] or [mine])  # a process without clips has no shape to add
 
 
 def _agreed(values: list[float], place: Place) -> list[float]:

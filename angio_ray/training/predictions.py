@@ -45,7 +45,13 @@ class ModelFacts:
 
 
 def write_fold_predictions(
-    root: TableRoot, facts: ModelFacts, folds: Folds, number: int, probability: Mapping[str, float], clips: pa.Table
+    root: TableRoot,
+    facts: ModelFacts,
+    folds: Folds,
+    number: int,
+    probability: Mapping[str, float],
+    clips: pa.Table,
+    found: pa.Table | None = None,
 ) -> tuple[str, ...]:
     """Write what the model of one fold says of its validation and test clips, in place of what it said before.
 
@@ -55,6 +61,9 @@ def write_fold_predictions(
         clip_id -> probability of the positive class.
     clips
         Labelled clips with clip_id and synthetic (`LabelJoin.clips`).
+    found
+        Of tasks with a class per frame: clip_id and the columns beside the probability (`contrast_results`), of every clip
+        that has a probability.
 
     Returns
     -------
@@ -77,6 +86,11 @@ def write_fold_predictions(
         raise ValueError(f"{len(strangers)} probabilities are of clips that fold {number} does not hold out")
     marks = np.array([part == "validation" for part in rows["part"].to_pylist()], np.bool_)
     rows = rows.append_column("in_sample", pa.array(marks))  # it chose the threshold: not held out
+    if found is not None:
+        rows = rows.join(found, "clip_id", join_type="left outer")
+        # what the folds balance is no label: here it is whether there is full contrast
+        at = rows.schema.get_field_index("target")
+        rows = rows.set_column(at, "target", pc.is_valid(rows["true_begin"]))
     return _write(root, facts, rows, probability, clips, folds.task, {"data": _FOLDS, "fold": number}, folds.name)
 
 

@@ -22,7 +22,7 @@ def fit_for_training(classifier: ClipClassifier, device: torch.device) -> None:
     any_input_size(classifier)
     if device.type == "cpu":
         quick_on_cpu(classifier)
-    layout = torch.channels_last_3d if classifier.layout == "BCTHW" else torch.channels_last
+    layout = torch.channels_last_3d if classifier.layout == "BCTHW" else torch.channels_last  # kernels of 3 or 2 dimensions
     # the net alone: the normalisation's buffers have five dimensions in 2D nets too
     classifier.to(device).net.to(memory_format=layout)
 

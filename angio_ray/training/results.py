@@ -2,6 +2,8 @@
 
     fold -> write_fold -> bundle folder + rows of `predictions`       all folds -> write_summary -> ensemble + `metrics`
 
+Of tasks with a class per frame `contrast_results` makes threshold, rows and figures.
+
 The threshold comes from validation rows alone; figures come from test rows of patients that the fold's model has not seen.
 Knows nothing of Ray, of clips' pixels or of how the weights were found.
 
@@ -26,6 +28,7 @@ from safetensors.torch import load
 from torch import Tensor
 
 from angio_ray import __version__
+from angio_ray.evaluation.contrast_frames import contrast_frames
 from angio_ray.evaluation.metrics import binary_metrics, calibration, decision_curve
 from angio_ray.evaluation.pooled import FoldsSummary, folds_summary
 from angio_ray.evaluation.thresholds import Rule, choose_threshold
@@ -34,6 +37,13 @@ from angio_ray.models.bundles import Bundle, Origin, load_bundle, write_bundle
 from angio_ray.storage import Storage
 from angio_ray.tables.root import TableRoot
 from angio_ray.tables.row_sets import read_set
+from angio_ray.training.contrast_results import (
+    ContrastSummary,
+    Span,
+    choose_contrast_threshold,
+    contrast_summary,
+    judge_contrast,
+)
 from angio_ray.training.folds import Fold, Folds, check_disjoint
 from angio_ray.training.loop import Epoch
 from angio_ray.training.predictions import (
@@ -106,8 +116,12 @@ class Outcome:
 
     state_dict: Mapping[str, Tensor]
     validation_N: NDArray[np.float32]
-    """Probability of the positive class of each validation clip, in the order of the fold's part."""
+    """Probability of the positive class of each validation clip, in the order of the fold's part; of each class of each frame
+    (N, T, K) for tasks with a class per frame."""
     test_N: NDArray[np.float32]
+    validation_spans: tuple[Span, ...] = ()
+    """Of tasks with a class per frame: what is known of these clips' frames."""
+    test_spans: tuple[Span, ...] = ()
     epochs: tuple[Epoch, ...]
     best_epoch: int
 
@@ -138,12 +152,28 @@ def write_fold(experiment: Experiment, root: TableRoot, fold: Fold, outcome: Out
     ValueError where validation lacks a class or no threshold reaches what was asked for.
     """
     check_disjoint(fold.train, fold.validation, fold.test)
-    operating = choose_threshold(
-        _target(fold.validation), outcome.validation_N, rule=experiment.rule, at_least=experiment.at_least
-    )
-    tested = binary_metrics(_target(fold.test), outcome.test_N, operating.threshold).figures()
+    found: pa.Table | None = None
+    if TASKS[experiment.task].per_frame:
+        threshold = choose_contrast_threshold(outcome.validation_N, outcome.validation_spans)
+        verdicts = [
+            judge_contrast(probability_NTK, spans, threshold)
+            for probability_NTK, spans in (
+                (outcome.validation_N, outcome.validation_spans),
+                (outcome.test_N, outcome.test_spans),
+            )
+        ]
+        tested = contrast_frames(verdicts[1].truth, verdicts[1].found)[0].figures
+        probability = np.concatenate([verdict.probability_N for verdict in verdicts])
+        columns = {name: verdicts[0].columns[name] + verdicts[1].columns[name] for name in verdicts[0].columns}
+        found = pa.table({name: pa.array(values, pa.int32()) for name, values in columns.items()})
+    else:
+        threshold = choose_threshold(
+            _target(fold.validation), outcome.validation_N, rule=experiment.rule, at_least=experiment.at_least
+        ).threshold
+        tested = binary_metrics(_target(fold.test), outcome.test_N, threshold).figures()
+        probability = np.concatenate([outcome.validation_N, outcome.test_N])
     figures = {f"test_{name}": round(value, 4) for name, value in tested.items() if value is not None}
-    card = _fold_card(experiment, fold, outcome, operating.threshold, tested)
+    card = _fold_card(experiment, fold, outcome, threshold, tested)
     bundle = _publish(
         experiment.out,
         experiment.bundle_place(fold.number),
@@ -152,7 +182,7 @@ def write_fold(experiment: Experiment, root: TableRoot, fold: Fold, outcome: Out
             task=experiment.task,
             net=experiment.net,
             state_dicts=[outcome.state_dict],
-            threshold=operating.threshold,
+            threshold=threshold,
             trained_on=experiment.trained_on,
             classes=TASKS[experiment.task].classes,
             metrics=figures | outcome.cost,
@@ -162,13 +192,16 @@ def write_fold(experiment: Experiment, root: TableRoot, fold: Fold, outcome: Out
         ),
     )
     ids = [*fold.validation["clip_id"].to_pylist(), *fold.test["clip_id"].to_pylist()]
-    probability_N = np.concatenate([outcome.validation_N, outcome.test_N]).tolist()
     facts = _facts(experiment, bundle)
-    probability = dict(zip(ids, probability_N, strict=True))
-    write_fold_predictions(root, facts, experiment.folds, fold.number, probability, experiment.clips)
+    named = dict(zip(ids, probability.tolist(), strict=True))
+    if found is not None:
+        found = found.append_column("clip_id", pa.array(ids, pa.string()))
+    write_fold_predictions(root, facts, experiment.folds, fold.number, named, experiment.clips, found)
 
 
-def write_summary(experiment: Experiment, root: TableRoot, *, trained: bool = True) -> FoldsSummary:
+def write_summary(
+    experiment: Experiment, root: TableRoot, *, trained: bool = True
+) -> FoldsSummary | ContrastSummary:
     """The ensemble of all folds' bundles, and the figures of the out-of-fold rows, from what is stored.
 
     Of many folds that leave one out there is no ensemble.
@@ -178,6 +211,15 @@ def write_summary(experiment: Experiment, root: TableRoot, *, trained: bool = Tr
     numbers = range(experiment.folds.num_folds)
     rows = read_predictions(root, experiment.name, experiment.net, folds=numbers)
     rows = rows.filter(pc.equal(rows["part"], "test"))
+    there = read_set(root, "metrics", experiment=experiment.name, model=experiment.net, data=OUT_OF_FOLD).num_rows
+    if TASKS[experiment.task].per_frame:
+        found = contrast_summary(rows, resamples=experiment.resamples)
+        if trained or not there:
+            costs = _cost_rows([(_manifest(experiment, number) or {}).get("metrics", {}) for number in numbers])
+            _maybe_ensemble(experiment, found)
+            facts = _facts(experiment, None)
+            write_metrics(root, facts, OUT_OF_FOLD, [*found.rows(), *costs], data_domain=experiment.data_domain)
+        return found
     names = ("target", "probability", "group_id", "fold", "threshold", "in_sample")
     columns = {name: rows[name].to_pylist() for name in names}
     summary = folds_summary(
@@ -189,7 +231,6 @@ def write_summary(experiment: Experiment, root: TableRoot, *, trained: bool = Tr
         in_sample_N=columns["in_sample"],
         resamples=experiment.resamples,
     )
-    there = read_set(root, "metrics", experiment=experiment.name, model=experiment.net, data=OUT_OF_FOLD).num_rows
     if there and not trained:
         return summary
     kept = held_out(rows)
@@ -201,17 +242,33 @@ def write_summary(experiment: Experiment, root: TableRoot, *, trained: bool = Tr
         *decision_rows(decision_curve(target, probability), scope="pooled", **counts),
         *_cost_rows([(_manifest(experiment, number) or {}).get("metrics", {}) for number in numbers]),
     ]
-    if len(numbers) > _MOST_MEMBERS and experiment.folds.plan.leaves_one_out:
-        log.info("%d folds: no ensemble of them is written", len(numbers))
-    elif len(numbers) > 1:
-        _write_ensemble(experiment, [_fetch(experiment, number) for number in numbers], summary)
+    _maybe_ensemble(experiment, summary)
     facts = _facts(experiment, None)
     write_metrics(root, facts, OUT_OF_FOLD, figures, data_domain=experiment.data_domain)
     return summary
 
 
-def summary_lines(experiment: Experiment, summary: FoldsSummary) -> list[str]:
+def summary_lines(experiment: Experiment, summary: FoldsSummary | ContrastSummary) -> list[str]:
     """What to tell the user: the pooled figures with intervals beside the mean of the folds, and on which data."""
+    if isinstance(summary, ContrastSummary):
+        lines = [
+            f"{experiment.name}: {summary.pooled.num_clips:,} out-of-fold clips of {summary.num_patients:,} patients "
+            f"({experiment.data_domain}) with full contrast; frames at 15/s",
+            *summary.lines(),
+        ]
+    else:
+        lines = _clip_lines(experiment, summary)
+    numbers = range(experiment.folds.num_folds)
+    took = [manifest["metrics"] for number in numbers if (manifest := _manifest(experiment, number))]
+    cost = {name: sum(fold.get(name, 0.0) for fold in took) for name in _COST}
+    lines.append(
+        f"  trained from {experiment.began_from}: {cost['epochs']:,.0f} epochs, {cost['steps']:,.0f} steps, "
+        f"{cost['clips_seen']:,.0f} clips seen, {cost['core_hours']:.2f} core-hours (all folds together)"
+    )
+    return lines
+
+
+def _clip_lines(experiment: Experiment, summary: FoldsSummary) -> list[str]:
     pooled = summary.pooled
     lines = [
         f"{experiment.name}: {pooled.num_rows:,} out-of-fold clips of {summary.num_patients:,} patients "
@@ -229,13 +286,6 @@ def summary_lines(experiment: Experiment, summary: FoldsSummary) -> list[str]:
         lines.append(f"  {name} {_said(value)}{low_high}{spread}")
     if summary.num_in_sample:
         lines.append(f"  {summary.num_in_sample:,} rows of patients that the model had seen are left out")
-    numbers = range(experiment.folds.num_folds)
-    took = [manifest["metrics"] for number in numbers if (manifest := _manifest(experiment, number))]
-    cost = {name: sum(fold.get(name, 0.0) for fold in took) for name in _COST}
-    lines.append(
-        f"  trained from {experiment.began_from}: {cost['epochs']:,.0f} epochs, {cost['steps']:,.0f} steps, "
-        f"{cost['clips_seen']:,.0f} clips seen, {cost['core_hours']:.2f} core-hours (all folds together)"
-    )
     return lines
 
 
@@ -270,7 +320,18 @@ def _cost_rows(took: Sequence[Mapping[str, float]]) -> list[dict[str, Any]]:
 # -- bundles ---------------------------------------------------------------------------------------------------------
 
 
-def _write_ensemble(experiment: Experiment, bundles: Sequence[Bundle], summary: FoldsSummary) -> None:
+def _maybe_ensemble(experiment: Experiment, summary: FoldsSummary | ContrastSummary) -> None:
+    """Of several folds, but not of many that leave one out."""
+    numbers = range(experiment.folds.num_folds)
+    if len(numbers) > _MOST_MEMBERS and experiment.folds.plan.leaves_one_out:
+        log.info("%d folds: no ensemble of them is written", len(numbers))
+    elif len(numbers) > 1:
+        _write_ensemble(experiment, [_fetch(experiment, number) for number in numbers], summary)
+
+
+def _write_ensemble(
+    experiment: Experiment, bundles: Sequence[Bundle], summary: FoldsSummary | ContrastSummary
+) -> None:
     """All folds' weights. No clip is new to all of them, so its threshold is the mean of theirs, and no figure is its own."""
     threshold = round(float(np.mean([bundle.threshold for bundle in bundles])), 4)
     seen = sorted({patient for bundle in bundles for patient in bundle.training_patients})
@@ -335,13 +396,10 @@ def _fold_card(
         f"| {name} | {len(set(part['group_id'].to_pylist())):,} | {len(part):,} | {int(_target(part).sum()):,} |"
         for name, part in parts
     ]
-    shown = [f"| {name} | {_said(figures[name])} |" for name in _SHOWN]
-    positive = outcome.test_N >= np.float32(threshold)
-    kinds = dict(zip(*(experiment.clips[c].to_pylist() for c in ("clip_id", "quality_class")), strict=True))
-    by_kind: dict[str, list[bool]] = {}
-    for clip_id, hit in zip(fold.test["clip_id"].to_pylist(), positive.tolist(), strict=True):
-        by_kind.setdefault(kinds[clip_id] or "(none given)", []).append(hit)
-    classes = [f"| {kind} | {len(hits)} | {sum(hits)} |" for kind, hits in sorted(by_kind.items())]
+    spec = TASKS[experiment.task]
+    shown = [f"| {name} | {_said(figures[name])} |" for name in (figures if spec.per_frame else _SHOWN)]
+    rule = "the least mean error of both ends" if spec.per_frame else experiment.rule
+    counted = "with full contrast longer than in the median clip" if spec.per_frame else spec.classes[-1]
     epochs = [
         f"{e.number}. {e.frames} frames of {e.size} px, rate {e.learning_rate:g}: loss {e.loss:.3f}, "
         f"validation AUC {_said(e.validation_auc)}"
@@ -354,12 +412,12 @@ def _fold_card(
 ## Data
 {_data(experiment)}
 
-| part (by patient) | patients | clips | {TASKS[experiment.task].classes[-1]} |
+| part (by patient) | patients | clips | {counted} |
 |---|---|---|---|
 {chr(10).join(counts)}
 
 ## Protocol
-{_protocol(experiment)} Threshold {threshold:g} by {experiment.rule} on the validation patients only.
+{_protocol(experiment)} Threshold {threshold:g} by {rule} on the validation patients only.
 Weights of epoch {outcome.best_epoch} of {len(outcome.epochs)}; {cost["steps"]:,.0f} steps, {cost["clips_seen"]:,.0f} clips seen,
 {cost["train_seconds"]:,.0f} s, {cost["core_hours"]:.2f} core-hours, in {precision}.
 Made by angio_ray {__version__} with
@@ -373,14 +431,26 @@ Made by angio_ray {__version__} with
 | figure | value |
 |---|---|
 {chr(10).join(shown)}
+{"" if spec.per_frame else _kinds_table(experiment, fold, outcome.test_N >= np.float32(threshold))}"""
 
+
+def _kinds_table(experiment: Experiment, fold: Fold, positive_N: NDArray[np.bool_]) -> str:
+    """How many test clips of each kind are called positive."""
+    kinds = dict(zip(*(experiment.clips[c].to_pylist() for c in ("clip_id", "quality_class")), strict=True))
+    by_kind: dict[str, list[bool]] = {}
+    for clip_id, hit in zip(fold.test["clip_id"].to_pylist(), positive_N.tolist(), strict=True):
+        by_kind.setdefault(kinds[clip_id] or "(none given)", []).append(hit)
+    classes = [f"| {kind} | {len(hits)} | {sum(hits)} |" for kind, hits in sorted(by_kind.items())]
+    return f"""
 | kind of test clip | clips | called {TASKS[experiment.task].classes[-1]} |
 |---|---|---|
 {chr(10).join(classes)}
 """
 
 
-def _ensemble_card(experiment: Experiment, bundles: Sequence[Bundle], summary: FoldsSummary, threshold: float) -> str:
+def _ensemble_card(
+    experiment: Experiment, bundles: Sequence[Bundle], summary: FoldsSummary | ContrastSummary, threshold: float
+) -> str:
     lines = "\n".join(f"- {line.strip()}" for line in summary_lines(experiment, summary)[1:])
     return f"""{_head(experiment, f"ensemble of {len(bundles)} folds")}
 
@@ -403,10 +473,16 @@ it, score other patients.
 
 def _head(experiment: Experiment, what: str) -> str:
     seen = "synthetic clips only" if experiment.trained_on == "synthetic" else "clips of patients"
+    spec = TASKS[experiment.task]
+    gives = (
+        f"the probability of each frame to be of {', '.join(spec.classes[:-1])} or {spec.classes[-1]} contrast"
+        if spec.per_frame
+        else f"the probability that a clip is {spec.classes[-1]}"
+    )
     return f"""# {experiment.net}, {experiment.task}: {experiment.name}, {what}
 
-**Trained on {seen}. Research use only, not for clinical use.** It gives the probability that a clip is
-{TASKS[experiment.task].classes[-1]}. Its figures hold for clips like those it was tested on, and for no others."""
+**Trained on {seen}. Research use only, not for clinical use.** It gives {gives}.
+Its figures hold for clips like those it was tested on, and for no others."""
 
 
 def _data(experiment: Experiment) -> str:
@@ -414,9 +490,11 @@ def _data(experiment: Experiment) -> str:
     patients = len(set(clips["group_id"].to_pylist()))
     first = experiment.folds.fold(0)
     positive = int(sum(_target(part).sum() for part in (first.train, first.validation, first.test)))
+    spec = TASKS[experiment.task]
+    about = "" if spec.per_frame else f", about {positive:,} {spec.classes[-1]}"
     return (
-        f"{len(clips):,} clips of {patients:,} patients ({experiment.data_domain}), about {positive:,} "
-        f"{TASKS[experiment.task].classes[-1]}; labels `{experiment.label_set}`, folds `{experiment.folds.name}` "
+        f"{len(clips):,} clips of {patients:,} patients ({experiment.data_domain}){about}; "
+        f"labels `{experiment.label_set}`, folds `{experiment.folds.name}` "
         f"({experiment.folds.plan.scheme}, no patient on two sides)."
     )
 
@@ -426,7 +504,7 @@ def _protocol(experiment: Experiment) -> str:
     settings = {k: v for k, v in asdict(recipe).items() if k not in ("stages", "augment")}
     stages = ", then ".join(f"{s.epochs} epoch{'s' * (s.epochs > 1)} of {s.frames} frames of {s.size} px" for s in recipe.stages)
     return (
-        f"Recipe {experiment.recipe_name}: {stages}; begun from {experiment.began_from}. Adam, StepLR, cross entropy. "
+        f"Recipe {experiment.recipe_name}: {stages}; begun from {experiment.began_from}. Adam, StepLR. "
         f"Settings: {', '.join(f'{k} {v}' for k, v in settings.items())}. Augmentation: "
         f"{', '.join(f'{k} {v:g}' for k, v in asdict(recipe.augment).items())}."
     )

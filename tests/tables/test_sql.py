@@ -197,6 +197,22 @@ def test_latest_scores_has_the_artery_of_the_newest_run_asked_for_it_but_a_steno
     assert records(scored, "SELECT has_artery FROM run_summary WHERE run_id = 'arteries'") == [{"has_artery": True}]
 
 
+def test_latest_scores_has_the_newest_contrast_frames_but_a_stenosis_keeps_those_it_classified(scored: TableRoot) -> None:
+    def frames(begin: int) -> dict[str, object]:
+        return {"contrast_begin": begin, "contrast_end": begin + 9, "candidate_frames": [begin, begin + 9]}
+
+    stenosis = {"stenosis_status": "scored", "stenosis_probability": 0.8, "contrast_status": "scored", **frames(20)}
+    run_with(scored, "narrow", score_rows("narrow", [IDS[3]], **stenosis))
+    run_with(scored, "newer", score_rows("newer", IDS[3:5], contrast_status="scored", **frames(30)))
+    names = "contrast_run_id, contrast_begin, candidate_frames, contrast_status"
+    found = records(scored, f"SELECT {names} FROM latest_scores WHERE object_id IN ('{IDS[3]}', '{IDS[4]}') ORDER BY object_id")
+    assert [tuple(row.values()) for row in found] == [
+        ("newer", 20, [20, 29], "scored"),
+        ("newer", 30, [30, 39], "scored"),
+    ]
+    assert records(scored, "SELECT has_contrast FROM run_summary WHERE run_id = 'newer'") == [{"has_contrast": True}]
+
+
 def test_a_run_that_rejects_a_clip_takes_its_older_score_away(scored: TableRoot) -> None:
     run_with(scored, "second", rejected("second", [IDS[3]], "decode_error"), score_rows("second", IDS[4:5]))
     row = records(scored, f"SELECT * FROM latest_scores WHERE object_id = '{IDS[3]}'")[0]

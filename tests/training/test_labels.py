@@ -310,6 +310,13 @@ def test_a_task_without_labels_is_refused(indexed: TableRoot, tmp_path: Path) ->
         task_clips(clips, "colour")
 
 
+def test_clips_whose_full_contrast_is_known_are_those_of_the_task_contrast(indexed: TableRoot, tmp_path: Path) -> None:
+    header = "uri,quality,first_contrast,contrast_begin,contrast_end,last_contrast\n"
+    rows = "/in/0.dcm,satisfactory,1,5,9,20\n/in/1.dcm,,,5,30,\n/in/2.dcm,satisfactory,,,,\n"
+    clips, longer = task_clips(joined(indexed, tmp_path, header + rows).clips, "contrast")
+    assert sorted(zip(clips["contrast_end"].to_pylist(), longer.tolist(), strict=True)) == [(9, False), (30, True)]
+
+
 def test_labels_are_read_from_s3(s3_server: S3Server, indexed: TableRoot, monkeypatch: pytest.MonkeyPatch) -> None:
     for name, value in s3_server.env.items():
         monkeypatch.setenv(name, value)

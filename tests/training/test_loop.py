@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 import torch
 import torch.multiprocessing as mp
+from sklearn.metrics import roc_auc_score
 from torch import nn
 
 from angio_ray.models import NETS, interface
 from angio_ray.models.classifier import ClipClassifier
 from angio_ray.training import loop
 from angio_ray.training.loop import (
+    UNJUDGED,
     Epoch,
     FitError,
     InMemory,
@@ -29,8 +31,9 @@ from angio_ray.training.loop import (
     predict,
     quickest_precision,
     thinned,
+    thinned_targets,
 )
-from angio_ray.training.recipes import NO_AUGMENTATION, Recipe, Stage, find_recipe
+from angio_ray.training.recipes import NO_AUGMENTATION, Loss, Recipe, Stage, find_recipe
 
 ONE = Place(threads=1)
 """Threads that wait for one another cost a loaded machine minutes."""
@@ -82,12 +85,73 @@ def test_a_loop_that_goes_on_ends_as_one_that_never_stopped() -> None:
     assert all(torch.equal(v, v.half().float()) for v in kernels), "not as a bundle stores them"
 
 
-@pytest.mark.parametrize("net", [name for name in NETS if name != "x3d_s"])
+@pytest.mark.parametrize("net", [name for name, spec in NETS.items() if name != "x3d_s" and not spec.per_frame])
 def test_each_net_takes_a_step(net: str) -> None:
     fitted = fit(net, part(4), part(2, 1), replace(find_recipe("smoke", net), settle_clips=0), place=ONE)
     untrained = ClipClassifier(NETS[net]).net.state_dict()
     assert fitted.epochs[0].steps == 1
     assert {k: v.shape for k, v in fitted.state_dict.items()} == {k: v.shape for k, v in untrained.items()}
+
+
+# -- nets with a class per frame --------------------------------------------------------------------------------------
+
+
+def sequences(count: int, seed: int = 0) -> Part:
+    """24 frames: bright, dark in a span of each clip's own (full contrast), half as dark around it; the last frames unjudged."""
+    rng = np.random.default_rng(seed)
+    target_NT = np.zeros((count, 24), np.int64)
+    for row, begin in zip(target_NT, rng.integers(3, 8, count), strict=True):
+        row[begin - 2 : begin + 10] = 1
+        row[begin : begin + 8] = 2
+    grey = np.array([200, 150, 60], np.uint8)[target_NT]
+    clips = grey[:, :, None, None] + rng.integers(0, 20, (count, 24, 32, 32)).astype(np.uint8)
+    target_NT[:, 20:] = UNJUDGED
+    return Part(InMemory(clips), target_NT)
+
+
+@pytest.mark.parametrize("loss", ["cross_entropy", "f1"])
+def test_a_net_learns_the_class_of_each_frame(loss: Loss) -> None:
+    recipe = replace(
+        find_recipe("smoke", "frames_lstm"), stages=(Stage(size=32, frames=24, epochs=12),), loss=loss, settle_clips=16,
+        learning_rate=3e-3, augment=NO_AUGMENTATION,
+    )  # fmt: skip
+    train, held_out = sequences(16), sequences(5, seed=1)
+    fitted = fit("frames_lstm", train, held_out, recipe, seed=1, place=ONE)
+    p_NTK = predict(fitted.classifier, held_out.clips, len(held_out), ONE)
+    assert p_NTK.shape == (5, 24, 3)
+    np.testing.assert_allclose(p_NTK.sum(axis=-1), 1, atol=1e-5)
+    judged = held_out.target_N != UNJUDGED
+    full = held_out.target_N[judged] == 2
+    assert roc_auc_score(full, p_NTK[judged][:, 2]) > 0.95
+    assert fitted.epochs[-1].validation_auc == pytest.approx(roc_auc_score(full, p_NTK[judged][:, 2]), abs=0.1)
+
+
+def test_the_papers_net_of_frames_takes_a_step() -> None:
+    clips = np.random.default_rng(0).integers(0, 256, (4, 8, 96, 96), dtype=np.uint8)
+    part = Part(InMemory(clips), np.tile(np.array([0, 0, 1, 2, 2, 2, 1, 0]), (4, 1)))
+    fitted = fit("inception_lstm", part, part, find_recipe("smoke", "inception_lstm"), place=ONE)
+    assert fitted.epochs[0].steps == 2
+    assert predict(fitted.classifier, part.clips, 4, ONE).shape == (4, 8, 3)
+
+
+def test_unjudged_frames_have_no_part_in_the_gradient() -> None:
+    recipe = replace(find_recipe("smoke", "frames_lstm"), stages=(Stage(size=32, frames=24, epochs=1),), settle_clips=0)
+    once, changed = sequences(4), sequences(4)
+    assert isinstance(changed.clips, InMemory)
+    state = fit("frames_lstm", once, sequences(2, 1), recipe, seed=1, place=ONE).state_dict
+    # other targets where nothing is judged would be another loss
+    moved = Part(once.clips, np.where(once.target_N == UNJUDGED, 2, once.target_N))
+    other = fit("frames_lstm", moved, sequences(2, 1), recipe, seed=1, place=ONE).state_dict
+    again = fit("frames_lstm", changed, sequences(2, 1), recipe, seed=1, place=ONE).state_dict
+    assert all(torch.equal(again[name], value) for name, value in state.items())
+    assert not all(torch.equal(other[name], value) for name, value in state.items())
+
+
+def test_fewer_frames_take_their_own_targets_along() -> None:
+    target = np.arange(24).reshape(1, 24)
+    frames = thinned(torch.arange(24).view(1, 24, 1, 1), 1, 6)[0, :, 0, 0]
+    assert thinned_targets(target, 6)[0].tolist() == frames.tolist()
+    assert thinned_targets(np.array([1, 0]), 6).tolist() == [1, 0]
 
 
 # -- with a small net: what the numbers are --------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shlex
 from dataclasses import fields, replace
+from typing import Any
 
 import pytest
 
@@ -90,11 +91,29 @@ def test_every_value_of_a_recipe_can_be_changed() -> None:
         ({"workers": 0}, "--workers 0: at least 1"),
         ({"net": "r18_2d", "changes": RecipeChanges(stages="512x4x1")}, "stage 512x4x1: r18_2d sees 4 frames of 299 px at most"),
         ({"changes": RecipeChanges(stages="160x32x1")}, "stage 160x32x1: x3d_s sees 16 frames of 160 px at most"),
+        ({"net": "frames_lstm"}, "--net frames_lstm is not for quality; there is r18_2d"),
+        ({"changes": RecipeChanges(loss="f1")}, "--loss f1: for nets with a class per frame"),
     ],
 )
 def test_a_config_that_cannot_be_is_one_clear_line(options: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         TrainConfig("quality", labels="l", clips="c", tables="t", **options)  # type: ignore[arg-type]
+
+
+def test_the_frames_of_the_stenosis_system_have_a_name_and_a_net_of_their_own() -> None:
+    places: dict[str, Any] = {"labels": "l", "clips": "c", "tables": "t"}
+    config = TrainConfig("stenosis-frames", **places)
+    assert (config.task, config.net, config.name) == ("contrast", "frames_lstm", "contrast-frames_lstm-k5")
+    assert config.chosen_recipe.augment.flip == 0.5, "left and right carry no meaning here"
+    paper = TrainConfig("contrast", net="inception_lstm", recipe="paper", **places).chosen_recipe
+    assert (paper.learning_rate, paper.epochs, paper.loss) == (4e-5, 100, "f1")
+    for options, message in (
+        ({"net": "x3d_s"}, "--net x3d_s is not for contrast; there is frames_lstm, inception_lstm"),
+        ({"threshold": "sensitivity", "at_least": 0.9}, "--threshold: that of contrast is the one with the least error"),
+        ({"changes": RecipeChanges(balance="sampler")}, "--balance sampler"),
+    ):
+        with pytest.raises(ConfigError, match=message):
+            TrainConfig("contrast", **places, **options)
 
 
 def test_the_command_in_a_card_asks_for_the_same() -> None:
