@@ -241,7 +241,7 @@ def demo(*, out: Path = Path("demo")) -> int:
 
 @app.command
 def models(*, clips: int = 8, nets: str = "all") -> int:
-    """Cost of the quality nets here, beside the paper's table: parameters, GMAC, ms per clip, frames/s.
+    """Cost of the nets here, beside the quality paper's table: parameters, GMAC, ms per clip, frames/s.
 
     Parameters
     ----------
@@ -332,7 +332,7 @@ def evaluate(
     resamples:
         Draws of patients for each interval.
     """
-    from angio_ray.judging.contrast import evaluate_contrast
+    from angio_ray.judging.contrast import contrast_experiment, evaluate_contrast
     from angio_ray.judging.evaluate import evaluate_experiment, evaluate_run
     from angio_ray.judging.labelled import optional_key
     from angio_ray.scoring.config import ConfigError
@@ -352,6 +352,11 @@ def evaluate(
             evaluate_contrast(
                 root, run, labels, key=key, bundles=bundle or (), experiment=experiment, data=data, resamples=resamples
             ).print(Console(highlight=False))
+            return 0
+        if run is None and against is None and (
+            frames := contrast_experiment(root, str(experiment), key=key, resamples=resamples)
+        ):
+            frames.print(Console(highlight=False))
             return 0
         if run is not None and labels is not None:
             found = evaluate_run(

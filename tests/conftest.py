@@ -11,6 +11,8 @@ import pytest
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_ENABLE_UV_RUN_RUNTIME_ENV", "0")
+# workers at Ray's nice 15 wait for whatever test runs beside them
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 SHARED_DATA = Path(os.environ.get("ANGIO_RAY_TEST_DATA", Path(__file__).parents[2] / "shared" / "data"))
 

@@ -193,6 +193,11 @@ _METRICS = """
 SELECT * FROM metrics AS m WHERE experiment IN ({}) AND NOT EXISTS (
     FROM predictions AS p WHERE p.experiment = m.experiment AND p.model = m.model AND p.task <> 'quality'
 )
+-- figures of frames have no row of predictions where a run was judged
+AND NOT EXISTS (
+    FROM metrics AS f WHERE f.experiment = m.experiment AND f.model = m.model AND f.data = m.data
+        AND f.metric = 'begin_error_frames'
+)
 ORDER BY experiment, model, data, subgroup, num_clips DESC NULLS LAST, subgroup_value, fold, metric"""
 
 _RUN_COUNTS = """

@@ -153,7 +153,7 @@ def _judge_experiment(
             notes.append(f"{model} on {data}: no test rows, not judged")
             continue
         if any(TASKS[task].per_frame for task in _values(rows["task"]) if task in TASKS):
-            notes.append(f"{model} on {data}: its figures of frames stand in `metrics` as `train` wrote them")
+            notes.append(f"{model} on {data}: figures of frames, not of clips (they stand in `metrics`)")
             continue
         labels = next((name for name in _values(rows["label_set"])), None)
         missing = _missing(root, rows)
@@ -172,7 +172,8 @@ def _judge_experiment(
             )
         )
     if not judged:
-        raise TablesError(f"experiment {experiment} has no test or independent row")
+        why = f" ({'; '.join(notes)})" if notes else ""
+        raise TablesError(f"experiment {experiment} has no test or independent row of clips{why}")
     return judged, notes
 
 

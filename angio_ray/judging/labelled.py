@@ -219,9 +219,15 @@ def training_patients(root: TableRoot, digest: str, places: Sequence[Path]) -> t
     The bundle alone says it: `folds` does not know whom the weights that a training began from have seen. Raises
     TablesError where it is nowhere: then no row may count as held out.
     """
+    bundle = scored_bundle(root, digest, places)
+    return bundle.net, frozenset(bundle.training_patients)
+
+
+def scored_bundle(root: TableRoot, digest: str, places: Sequence[Path]) -> Bundle:
+    """The bundle itself, likewise."""
     trained = training_folder(root.uri("runs").rpartition("/")[0])
     if (bundle := find_bundle(digest, [*places, *([trained] if bundle_folders(trained) else [])])) is not None:
-        return bundle.net, frozenset(bundle.training_patients)
+        return bundle
     other = " (the given ones are others)" if places else ""
     raise TablesError(
         f"bundle {digest[:12]} scored the run: name its folder with --bundle, so that patients it has seen are kept out{other}"

@@ -48,6 +48,8 @@ _HOPELESS = 2.0
 _CPU_CHUNK = 2
 """Clips that torch takes at once on a processor: larger batches fall out of the caches (X3D-S, bfloat16 channels-last, two
 Zen 5 cores: 33 ms a clip by twos, 60 by eights). OpenVINO does not care."""
+_PIXELS_AT_ONCE: dict[str, int] = {"cpu": 8_000_000, "cuda": 160_000_000}
+"""Of the frames that a net is given together: 19 clips of the quality task on a processor, 3 of those that see 200 frames."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -113,6 +115,13 @@ def unsupported(choice: BackendChoice) -> str | None:
     return None
 
 
+def for_net(choice: BackendChoice, net: str) -> BackendChoice:
+    """The choice as this net runs it: some are exact whatever the others are."""
+    from angio_ray.models import NETS
+
+    return replace(choice, precision="float32") if NETS[net].exact else choice
+
+
 def make_runner(ensemble: Ensemble, window: ClipWindow, choice: BackendChoice, *, num_threads: int = 1) -> Runner:
     """Compile `ensemble` for `choice`. ValueError, in one line, when this machine cannot run it.
 
@@ -135,6 +144,7 @@ class CompiledScorer:
     ) -> None:
         self.windows: tuple[ClipWindow, ...] = (bundle.window,)
         self.threshold = np.float32(bundle.threshold)
+        backend = for_net(backend, bundle.net)
         if converted and backend.backend == "openvino":
             self._run = openvino_runner(converted, precision=backend.precision, num_threads=num_threads)
         else:
@@ -177,7 +187,7 @@ def torch_runner(ensemble: Ensemble, choice: BackendChoice, *, num_threads: int 
             probabilities: np.ndarray = torch.cat([module(part).float() for part in clips.split(chunk)]).cpu().numpy()
         return probabilities
 
-    return run
+    return _in_parts(run, _PIXELS_AT_ONCE[choice.device])
 
 
 def convert(ensemble: Ensemble, window: ClipWindow) -> Converted:
@@ -229,7 +239,19 @@ def openvino_runner(converted: Converted, *, precision: Precision, num_threads: 
         result = request.infer([np.require(x_BTHW, np.uint8, "C")], share_inputs=True)
         return np.array(result[0], dtype=np.float32)
 
-    return run
+    return _in_parts(run, _PIXELS_AT_ONCE["cpu"])
+
+
+def _in_parts(run: Runner, pixels: int) -> Runner:
+    """The same for any batch, so many pixels at a time: memory grows with what is between the layers."""
+
+    def parts(x_BTHW: np.ndarray) -> np.ndarray:
+        at_once = max(1, pixels // max(1, x_BTHW[0].size)) if len(x_BTHW) else 1
+        if len(x_BTHW) <= at_once:
+            return run(x_BTHW)
+        return np.concatenate([run(x_BTHW[begin : begin + at_once]) for begin in range(0, len(x_BTHW), at_once)])
+
+    return parts
 
 
 def measure_backends(
@@ -271,13 +293,14 @@ def measure_backends(
         for choice in reversed(choices):  # the likely fastest first, so that the slow ones are soon seen to be slow
             if choice in faults:
                 continue
+            as_run = for_net(choice, bundle.net)
             try:
                 if choice.backend == "openvino" and unsupported(choice) is None:
                     if bundle.digest not in converted:
                         converted[bundle.digest] = convert(bundle.ensemble(), bundle.window)
-                    run = openvino_runner(converted[bundle.digest], precision=choice.precision, num_threads=num_threads)
+                    run = openvino_runner(converted[bundle.digest], precision=as_run.precision, num_threads=num_threads)
                 else:
-                    run = make_runner(bundle.ensemble(), bundle.window, choice, num_threads=num_threads)
+                    run = make_runner(bundle.ensemble(), bundle.window, as_run, num_threads=num_threads)
                 difference = float(np.abs(run(probe[:2]) - expected[:2]).max())
                 clip_s = _seconds(run, probe[:2])
                 if clip_s < _HOPELESS * best_s and len(probe) > 2:

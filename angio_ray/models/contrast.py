@@ -1,9 +1,8 @@
 """Candidate frames: which frames of a clip show no contrast in the arteries, some, or full contrast.
 
 The stenosis paper (spec section 2) classifies frames of full contrast only, and finds them by features of each frame that a
-bidirectional LSTM reads in order. `inception_lstm` is the paper's; `frames_lstm` has features of a small net of ours, which
-also sees what the clip's brightest picture at each pixel has lost (contrast is dark), since all 90 frames of a clip are
-looked at. Knows nothing of tables, gates or Ray.
+bidirectional LSTM reads in order. `inception_lstm` is the paper's; `frames_lstm` reads how much of each frame is thin and
+dark beside the other frames of the clip, which costs a hundredth. Knows nothing of tables, gates or Ray.
 
 Shapes: B clips, T frames, C channels (3), H x W pixels, K classes (none, partial, full).
 """
@@ -25,13 +24,20 @@ if TYPE_CHECKING:
 
 CLASSES = ("none", "partial", "full")
 """Of a frame: no contrast in the arteries, anything between, full contrast."""
-COLUMNS = ("first_contrast", "contrast_begin", "contrast_end", "last_contrast", "candidate_frames")
+NOT_FULL = -2
+"""In place of a class: any but the last. What readers who marked full contrast alone have said of the other frames."""
+COLUMNS = (
+    "first_contrast",
+    "contrast_begin",
+    "contrast_end",
+    "last_contrast",
+    "candidate_frames",
+    "contrast_frames",
+    "contrast_threshold",
+)
 
 NUM_CANDIDATES = 8
 """Frames chosen of those with full contrast; the paper has 5 to 10 in a clip."""
-
-_PIXELS_AT_ONCE = 8_000_000
-"""Of the frames that a net is given together; three clips at 112 px."""
 
 # From the first frame on: clips of 60 to 200 frames (spec section 2); the last frame stands where there are fewer.
 WHOLE_112 = ClipWindow(name="t200_112px", size=112, start=0, length=200, stride=1)
@@ -52,16 +58,9 @@ class ContrastScorer(CompiledScorer):
         the net returns no number (NaN) for a clip.
         """
         name = self.windows[0].name
-        clips_BTHW = inputs[name]
-        # a clip is 200 frames: a batch of the other tasks would take gigabytes
-        at_once = max(1, _PIXELS_AT_ONCE // clips_BTHW[0].size) if len(clips_BTHW) else 1
-        probability_BTK = [
-            p_TK
-            for begin in range(0, len(clips_BTHW), at_once)
-            for p_TK in self.probabilities({name: clips_BTHW[begin : begin + at_once]})
-        ]
+        probability_BTK = self.probabilities(inputs)
         found = [
-            _named(p_TK[: len(shown)], np.asarray(shown), float(self.threshold))
+            _named(p_TK[: len(shown)], np.asarray(shown), self.threshold)
             for p_TK, shown in zip(probability_BTK, frames[name], strict=True)
         ]
         columns = {}
@@ -72,10 +71,13 @@ class ContrastScorer(CompiledScorer):
         return columns
 
 
-def _named(p_TK: NDArray[np.float32], shown_T: NDArray[np.integer], threshold: float) -> dict[str, object]:
+def _named(p_TK: NDArray[np.float32], shown_T: NDArray[np.integer], threshold: np.float32) -> dict[str, object]:
     """The columns of one clip."""
     row: dict[str, object] = dict.fromkeys(COLUMNS)
-    full = longest_run(p_TK[:, -1], threshold)
+    row["contrast_threshold"] = float(threshold)
+    by_frame = dict(zip(shown_T.tolist(), p_TK[:, -1].tolist(), strict=True))
+    row["contrast_frames"] = [{"frame": frame, "probability": p} for frame, p in by_frame.items()]
+    full = longest_run(p_TK[:, -1], float(threshold))
     seen = longest_run(1 - p_TK[:, 0], 0.5)
     if full and seen:  # what is full is seen
         seen = min(seen[0], full[0]), max(seen[1], full[1])
@@ -111,12 +113,12 @@ def longest_run(probability_T: NDArray[np.floating], threshold: float) -> tuple[
 def frame_classes(shown_T: NDArray[np.integer], contrast_4: Sequence[int | None]) -> NDArray[np.int64]:
     """Class of each frame shown, (T,), by (first_contrast, contrast_begin, contrast_end, last_contrast) of the file.
 
-    Where no first and last frame is known, no frame outside full contrast is judged: -1.
+    Where no first and last frame is known, a frame outside full contrast is NOT_FULL: one of the other classes.
     """
     first, begin, end, last = contrast_4
     shown_T = np.asarray(shown_T)
     if first is None or last is None:
-        class_T = np.full(len(shown_T), -1, np.int64)
+        class_T = np.full(len(shown_T), NOT_FULL, np.int64)
     else:
         class_T = ((shown_T >= first) & (shown_T <= last)).astype(np.int64)
     if begin is not None and end is not None:
@@ -140,7 +142,7 @@ NETS: dict[str, NetSpec] = {
     spec.name: spec
     for spec in (
         NetSpec(
-            name="frames_lstm", build=_frames_lstm, window=WHOLE_112, layout="BCTHW-frames", classes=len(CLASSES),
+            name="frames_lstm", build=_frames_lstm, window=WHOLE_112, layout="BCTHW-frames", classes=len(CLASSES), exact=True,
             cost_input=(3, 200, 112, 112),
         ),
         NetSpec(

@@ -48,6 +48,8 @@ class NetSpec:
     cost_input: tuple[int, ...]
     """The input without batch at which the net has its paper's GMAC: (C, T, H, W), or (C, H, W) for one frame."""
     paper: PaperFigures | None = None
+    exact: bool = False
+    """Always in float32, whatever the run's precision: what follows from small differences, at little cost."""
 
     @property
     def per_frame(self) -> bool:

@@ -59,8 +59,10 @@ def load_pretrained(name: str, net: nn.Module, path: str | Path | None = None, *
         raise PretrainedError(f"no weights for {name}: name a local file, or allow the download")
     wanted = net.state_dict()
     matched, unused = {}, []
+    # nets that read frames in order have a net for frames within them
+    within = "features.net." if any(key.startswith("features.net.") for key in wanted) else ""
     for key, tensor in found.items():
-        key = key.removeprefix("module.")
+        key = within + key.removeprefix("module.").removeprefix(within)
         fitted = _fit(tensor, wanted.get(key))
         if fitted is None:
             unused.append(key)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,8 @@ from angio_ray.storage import Storage
 
 _NO_PROGRESS_TIMEOUT_S = 1800.0
 _BLOCK_OBJECTS = (4, 64)
+_BLOCK_BYTES = 64 << 20
+"""Of the decoded inputs of a block at most: a worker holds them several times over."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,7 +47,7 @@ def scored_blocks(keys: pa.Table, plan: Plan) -> Generator[pa.Table, None, None]
     """Stream the keys (schema `rows.KEYS`) through both stages; yields tables of `scored_schema`, in no fixed order."""
     quiet_context()
     pools = plan.pools
-    decoded = ray.data.from_blocks(key_blocks(keys, pools.decoders)).map_batches(
+    decoded = ray.data.from_blocks(key_blocks(keys, pools.decoders, plan.windows)).map_batches(
         DecodeStage,
         fn_constructor_args=(plan.storage, plan.windows, plan.ledger),
         fn_constructor_kwargs={"limits": plan.limits, "assume_fps": plan.assume_fps},
@@ -78,8 +80,11 @@ def quiet_context() -> None:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
-def key_blocks(keys: pa.Table, workers: int) -> list[pa.Table]:
-    """Blocks small enough that every worker has several, large enough that a block is worth a task."""
+def key_blocks(keys: pa.Table, workers: int, windows: Sequence[ClipWindow] = ()) -> list[pa.Table]:
+    """Blocks small enough that every worker has several and that their inputs fit, large enough to be worth a task."""
     least, most = _BLOCK_OBJECTS
+    if input_bytes := sum(window.num_frames * window.size**2 for window in windows):
+        most = min(most, max(1, _BLOCK_BYTES // input_bytes))
+    least = min(least, most)
     size = min(most, max(least, len(keys) // (workers * 8)))
     return [keys.slice(start, size) for start in range(0, len(keys), size)]

@@ -102,7 +102,7 @@ arteries AS (
 contrasts AS (
     SELECT
         clip_key, run_id AS contrast_run_id, contrast_status, contrast_reason, first_contrast, contrast_begin,
-        contrast_end, last_contrast, candidate_frames
+        contrast_end, last_contrast, candidate_frames, contrast_frames, contrast_threshold
     FROM (
         SELECT * FROM candidates WHERE has_contrast
         QUALIFY row_number() OVER (PARTITION BY object_id ORDER BY age) = 1
@@ -141,6 +141,7 @@ SELECT
     if(stenosis.artery IS NULL, view_alone, stenosis."view") AS "view",
     if(stenosis.artery IS NULL, distance_alone, stenosis.distance) AS view_distance_deg,
     contrast_run_id, contrasts.contrast_status, contrasts.contrast_reason,
+    contrasts.contrast_frames, contrasts.contrast_threshold,
     -- the frames that the stenosis model classified, where it did
     if(candidates_own IS NULL, contrasts.first_contrast, first_own) AS first_contrast,
     if(candidates_own IS NULL, contrasts.contrast_begin, begin_own) AS contrast_begin,

@@ -187,7 +187,7 @@ class ClipCache:
         """Decode and write these clips; a small row of each."""
         quiet_context()
         ledger = start_ledger()
-        rows = ray.data.from_blocks(key_blocks(keys, workers)).map_batches(
+        rows = ray.data.from_blocks(key_blocks(keys, workers, (self.window,))).map_batches(
             _CacheStage,
             fn_constructor_args=(source, self, ledger),
             batch_size=None,

@@ -181,7 +181,9 @@ def contrast_summary(rows: pa.Table, *, resamples: int = RESAMPLES) -> ContrastS
 
 
 def _metrics(figures: ContrastFrames, **columns: Any) -> list[dict[str, Any]]:
-    counts = {"num_missed": figures.num_missed, "num_false": figures.num_false}
+    counts = {"num_missed": figures.num_missed}
+    if figures.num_without:  # else there is nothing to be false about
+        counts |= {"num_without": figures.num_without, "num_false": figures.num_false}
     return [
         {"metric": name, "value": None if value is None else float(value), "num_clips": figures.num_clips}
         | {"note": "not defined on these rows" if value is None else None}

@@ -395,6 +395,7 @@ def _binding(experiment: Experiment, config: TrainConfig, initial: _Initial) -> 
     uri = experiment.out.child(experiment.name, "experiment.json")
     with suppress(FileNotFoundError):
         stored = json.loads(experiment.out.read_bytes(uri))
+        stored["recipe"] = {"loss": "cross_entropy"} | stored.get("recipe", {})  # of experiments before there was another
         if differ := [name for name in facts if stored.get(name) != facts[name]]:
             raise ConfigError(
                 f"experiment {experiment.name} was begun with another {', '.join(differ)}: take another --experiment"
@@ -742,8 +743,8 @@ def _read_outcome(folder: Path) -> Outcome | None:
         state_dict=load_file(folder / _WEIGHTS),
         validation_N=np.asarray(scores["validation"], np.float32),
         test_N=np.asarray(scores["test"], np.float32),
-        validation_spans=_spans(scores["validation_spans"]),
-        test_spans=_spans(scores["test_spans"]),
+        validation_spans=_spans(scores.get("validation_spans", ())),
+        test_spans=_spans(scores.get("test_spans", ())),
         epochs=tuple(Epoch(**epoch) for epoch in scores["epochs"]),
         best_epoch=scores["best_epoch"],
     )

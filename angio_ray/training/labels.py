@@ -51,7 +51,8 @@ KEY_COLUMNS = ("clip_id", "sop_instance_uid", "uri", "path")
 TARGETS: dict[str, tuple[str, Any]] = {"quality": ("quality", "unsatisfactory"), "artery": ("artery", "RCA")}
 """Task -> the column of its label, and the value that is the positive class."""
 FRAME_TARGETS = {"contrast": ("first_contrast", "contrast_begin", "contrast_end", "last_contrast")}
-"""Task with a class per frame -> the columns that say which frames have which; the second and third must be given."""
+"""Task with a class per frame -> the columns that say which frames have which: the middle two, or the outer two where no
+frame is full."""
 
 _LABELS = arrow_schema("labels")
 LABEL_COLUMNS = tuple(
@@ -335,6 +336,9 @@ def _row(line: int, record: Mapping[Any, Any], folder: str) -> LabelRow | Findin
                 values[column] = _PARSERS[column](cell)
             except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
                 faults.append(column)
+    frames = [values[column] for column in FRAME_TARGETS["contrast"] if column in values]
+    if frames != sorted(frames):  # contrast comes, is full and goes
+        faults += [column for column in FRAME_TARGETS["contrast"] if column in values]
     if faults:
         return Finding(Kind.INVALID_VALUE, line, None, ", ".join(faults))
     if not keys:
@@ -498,24 +502,32 @@ def join_labels(root: TableRoot, key: PseudonymKey, labels: LabelFile, *, source
 def task_clips(clips: pa.Table, task: str = "quality") -> tuple[pa.Table, NDArray[np.bool_]]:
     """The clips that have a label for the task, and whether each is of its positive class, (N,).
 
-    Clips labelled unsatisfactory are there for quality alone. Of a task with a class per frame the second says whether full
-    contrast lasts longer than in the middle one of the clips: folds are to have as many long ones.
+    Clips labelled unsatisfactory are there for quality alone. Of a task with a class per frame the second says whether a clip
+    is of the half in which full contrast lasts longer: folds are to have as many of both.
     `clips`: `LabelJoin.clips` or a set of the table `labels`. LabelError for a task without labels, or none for it.
     """
     if task not in TARGETS and task not in FRAME_TARGETS:
         raise LabelError(f"no labels are known for task {task!r}: one of {', '.join([*TARGETS, *FRAME_TARGETS])}")
-    column = FRAME_TARGETS[task][1] if task in FRAME_TARGETS else TARGETS[task][0]
-    labelled = clips.filter(pc.is_valid(clips[column]))
+    if task in FRAME_TARGETS:
+        first, begin, end, last = (pc.is_valid(clips[name]) for name in FRAME_TARGETS[task])
+        full, seen = pc.and_(begin, end), pc.and_(first, last)
+        column = f"{FRAME_TARGETS[task][1]} and {FRAME_TARGETS[task][2]}"
+        labelled = clips.filter(pc.or_(full, pc.and_(seen, pc.invert(pc.or_(begin, end)))))
+    else:
+        column = TARGETS[task][0]
+        labelled = clips.filter(pc.is_valid(clips[column]))
     if task != "quality":  # the gate stops these before any other task sees them
         labelled = labelled.filter(pc.fill_null(pc.not_equal(labelled["quality"], "unsatisfactory"), True))
     if not len(labelled):
         but = "" if task == "quality" else " that is not labelled unsatisfactory"
         raise LabelError(f"no clip{but} has a label for {task} (column {column})")
     if task in FRAME_TARGETS:
-        _, begin, end, _ = FRAME_TARGETS[task]
-        labelled = labelled.filter(pc.is_valid(labelled[end]))
-        length_N = np.asarray(pc.subtract(labelled[end], labelled[begin]).to_numpy())
-        return labelled, length_N > np.median(length_N)
+        _, name_begin, name_end, _ = FRAME_TARGETS[task]
+        length_N = pc.fill_null(pc.subtract(labelled[name_end], labelled[name_begin]), -1).to_numpy()
+        longest_first = np.lexsort((labelled["clip_id"].to_numpy(zero_copy_only=False), length_N))[::-1]
+        longer_N = np.zeros(len(labelled), np.bool_)
+        longer_N[longest_first[: len(labelled) // 2]] = True  # by rank: equal lengths are divided too
+        return labelled, longer_N
     positive = TARGETS[task][1]
     return labelled, np.array([value == positive for value in labelled[column].to_pylist()], np.bool_)
 

@@ -42,6 +42,8 @@ _WHOLE_CLIPS_AT_ONCE = 2
 """Of nets that look at all frames: 200 take the memory of a dozen quality inputs."""
 UNJUDGED = -1
 """Target of a frame that has none: no loss, no figure."""
+NOT_LAST = -2
+"""Target of a frame that is known to be of any class but the last (`models.contrast.NOT_FULL`)."""
 _CPU_MICRO_BATCH = 8
 _WRONG_IN_BFLOAT16 = frozenset({"r152_3d"})
 """Nets whose gradient held NaN in bfloat16 on a processor with AMX (PyTorch 2.15: the first strided shortcut's), and none in
@@ -253,7 +255,8 @@ class _Loop:
         if len(train) < 2 * place.world:
             raise FitError(f"{len(train)} training clips are too few for {place.world} workers")
         judged = train.target_N[train.target_N != UNJUDGED]
-        counts_K = np.bincount(judged, minlength=NETS[net].classes)
+        counts_K = np.bincount(judged[judged != NOT_LAST], minlength=NETS[net].classes).astype(float)
+        counts_K[:-1] += (judged == NOT_LAST).sum() / (len(counts_K) - 1)  # of which of them is not known
         if (counts_K > 0).sum() < 2:
             raise FitError("the training clips have one class only")
         self.train, self.validation, self.recipe, self.place, self.seed = train, validation, recipe, place, seed
@@ -279,7 +282,9 @@ class _Loop:
             self.classifier.parameters(), recipe.learning_rate, weight_decay=recipe.weight_decay
         )
         shares_K = len(judged) / (len(counts_K) * np.maximum(counts_K, 1))  # each class weighs as much as another
-        self.class_weight = torch.tensor(shares_K if recipe.balance == "weights" else np.ones(len(counts_K))).float()
+        weights_K = shares_K if recipe.balance == "weights" else np.ones(len(counts_K))
+        # by target: the classes, then NOT_LAST and UNJUDGED from the end
+        self.class_weight = torch.tensor([*weights_K, weights_K[:-1].mean(), 0.0]).float()
         self.target_N = torch.from_numpy(np.asarray(train.target_N, np.int64))
         self.state = State()
 
@@ -423,18 +428,13 @@ class _Loop:
                 x = augment(thinned(next(reading).to(self.device), stage.size, stage.frames), recipe.augment, generator)
                 target = thinned_targets(self.target_N[rows], stage.frames).flatten()
                 weight = self._weight(target).to(self.device)
-                with self._local(last=i == len(share) - 1), self._autocast():
-                    logits = self.model(x)
+                with self._local(last=i == len(share) - 1):
+                    with self._autocast():
+                        logits = self.model(x)
                     if recipe.loss == "f1":
                         loss = _f1_loss(logits.float(), target.to(self.device)) / len(batch)
                     else:
-                        each = F.cross_entropy(
-                            logits.float().flatten(0, -2),
-                            target.to(self.device),
-                            reduction="none",
-                            ignore_index=UNJUDGED,
-                            label_smoothing=recipe.label_smoothing,
-                        )
+                        each = _cross_entropy(logits.float().flatten(0, -2), target.to(self.device), recipe.label_smoothing)
                         loss = (each * weight).sum() / whole
                     # DistributedDataParallel takes the mean over the workers; the sum is meant
                     (loss * place.world).backward()
@@ -450,7 +450,7 @@ class _Loop:
 
     def _weight(self, target: Tensor) -> Tensor:
         """Of each target in the loss."""
-        return self.class_weight[target.clamp(min=0)] * (target != UNJUDGED)
+        return self.class_weight[target]
 
     def _local(self, *, last: bool) -> AbstractContextManager[Any]:
         """Gradients are exchanged with the last part of a step only."""
@@ -501,13 +501,25 @@ def close_branches(net: nn.Module) -> int:
     return len(blocks)
 
 
+def _cross_entropy(logits_NK: Tensor, target_N: Tensor, label_smoothing: float) -> Tensor:
+    """Of each row, (N,); 0 where the target is UNJUDGED."""
+    each = F.cross_entropy(
+        logits_NK, target_N.clamp(min=UNJUDGED), reduction="none", ignore_index=UNJUDGED, label_smoothing=label_smoothing
+    )
+    if bool((target_N == NOT_LAST).any()):
+        others = torch.logsumexp(logits_NK, dim=-1) - torch.logsumexp(logits_NK[:, :-1], dim=-1)
+        each = torch.where(target_N == NOT_LAST, others, each)
+    return each
+
+
 def _f1_loss(logits_BTK: Tensor, target_N: Tensor) -> Tensor:
     """What is missing from an F1 of 1, of the first and the last class, summed over the clips."""
     probability_BTK = torch.softmax(logits_BTK, dim=-1)
     target_BT = target_N.view(logits_BTK.shape[:2])
-    judged_BT = (target_BT != UNJUDGED).float()
+    last = logits_BTK.shape[-1] - 1
     scores = [
-        soft_convolutional_f1(probability_BTK[..., k], target_BT == k, judged_BT) for k in (0, logits_BTK.shape[-1] - 1)
+        soft_convolutional_f1(probability_BTK[..., k], target_BT == k, judged_BT.float())
+        for k, judged_BT in ((0, target_BT >= 0), (last, target_BT != UNJUDGED))
     ]
     return (1 - torch.stack(scores).mean(dim=0)).sum()
 
@@ -606,7 +618,8 @@ def _judged(target_N: NDArray[np.int64], probability_N: NDArray[np.float32]) -> 
         target_N, probability_NK = target_N[judged], probability_N[judged]
     else:
         probability_NK = np.stack([1 - probability_N, probability_N], axis=-1)
-    p = np.clip(np.take_along_axis(probability_NK, target_N[:, None], axis=-1), 1e-7, 1.0)
+    of_target_N = np.take_along_axis(probability_NK, np.maximum(target_N, 0)[:, None], axis=-1)[:, 0]
+    p = np.clip(np.where(target_N == NOT_LAST, 1 - probability_NK[:, -1], of_target_N), 1e-7, 1.0)
     positive_N = target_N == probability_NK.shape[-1] - 1
     auc = float(roc_auc_score(positive_N, probability_NK[:, -1])) if 0 < positive_N.sum() < len(positive_N) else None
     return float(-np.log(p).mean()), auc

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from angio_ray.cli import main
+from angio_ray.evaluation.report_data import open_tables
 from angio_ray.judging.contrast import evaluate_contrast
 from angio_ray.models import NETS
 from angio_ray.models.bundles import Bundle, write_bundle
@@ -85,6 +86,15 @@ def test_the_command_prints_the_figures(
     assert "r: frames_lstm: 10 clips of 5 patients with full contrast; frames at 15/s" in out
     assert "accept_rate 0.900" in out
     assert "full contrast missed in 1 of 10 clips" in out
+
+
+def test_the_quality_report_has_no_figures_of_frames(
+    scored: tuple[TableRoot, Path], bundle: tuple[Path, Bundle]
+) -> None:
+    root, folder = scored
+    evaluate_contrast(root, "r", str(folder / "labels.csv"), key=KEY, bundles=[bundle[0]], data="set", resamples=FEW)
+    with open_tables(root) as tables:
+        assert not tables.stored_figures(["r"])
 
 
 def test_a_run_without_them_and_an_unknown_bundle_are_one_line(scored: tuple[TableRoot, Path]) -> None:

@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from angio_ray.models import NETS, TASKS
-from angio_ray.models.backends import BackendChoice, unsupported
+from angio_ray.models.backends import BackendChoice, for_net, unsupported
 from angio_ray.models.bundles import Bundle, BundleError, write_bundle
-from angio_ray.models.contrast import CLASSES, COLUMNS, candidate_frames, frame_classes, longest_run
-from angio_ray.models.frame_sequence import FrameSequence
+from angio_ray.models.contrast import CLASSES, COLUMNS, NOT_FULL, candidate_frames, frame_classes, longest_run
+from angio_ray.models.frame_sequence import FrameSequence, VesselCurves
 from angio_ray.sampling import ClipWindow
 
 SMALL = ClipWindow(name="small", size=32, start=0, length=24, stride=1)
@@ -58,8 +58,9 @@ def test_the_run_is_the_best_of_all_runs() -> None:
 def test_classes_of_frames_by_what_the_label_says() -> None:
     shown = np.array([0, 2, 4, 6, 8, 10])  # a file at 30 frames/s
     assert frame_classes(shown, (2, 4, 7, 9)).tolist() == [0, 1, 2, 2, 1, 0]
-    # only the full frames are known: of the others nothing is said
-    assert frame_classes(shown, (None, 4, 7, None)).tolist() == [-1, -1, 2, 2, -1, -1]
+    # readers who marked full contrast alone have said of the others that they are not full
+    assert frame_classes(shown, (None, 4, 7, None)).tolist() == [NOT_FULL, NOT_FULL, 2, 2, NOT_FULL, NOT_FULL]
+    assert frame_classes(shown, (2, None, None, 9)).tolist() == [0, 1, 1, 1, 1, 0], "contrast that is never full"
 
 
 def test_candidates_are_spread_over_the_full_frames() -> None:
@@ -79,6 +80,11 @@ def test_the_scorer_fills_its_columns_in_the_files_own_frames(bundle: Bundle) ->
     for i, frames in enumerate(shown):
         full = longest_run(p_BTK[i, : len(frames), -1], 0.3)
         row = {name: values[i] for name, values in columns.items()}
+        assert [one["frame"] for one in row["contrast_frames"]] == frames.tolist()
+        np.testing.assert_allclose(
+            [one["probability"] for one in row["contrast_frames"]], p_BTK[i, : len(frames), -1], atol=1e-6
+        )
+        assert row["contrast_threshold"] == np.float32(0.3)
         if full is None:
             assert row["contrast_begin"] is row["contrast_end"] is row["candidate_frames"] is None
             continue
@@ -100,8 +106,31 @@ def test_openvino_reads_frames_in_both_directions_for_any_number_of_clips(bundle
         )
 
 
+def test_a_run_in_bfloat16_finds_frames_in_float32() -> None:
+    assert for_net(BackendChoice(precision="bfloat16"), "frames_lstm") == BackendChoice()
+    assert for_net(BackendChoice(precision="bfloat16"), "x3d_s").precision == "bfloat16"
+
+
+def test_vessel_curves_follow_the_contrast_however_bright_the_clip_is() -> None:
+    """Thin dark lines that come, stay and go; half as much light, and half as much contrast, leave the curves as they are."""
+    filling_T = np.interp(np.arange(30), [0, 8, 12, 20, 26, 29], [0, 0, 1, 1, 0.1, 0.1])
+    x = np.arange(48)
+    line_HW = np.exp(-(((x[:, None] - 24 - 8 * np.sin(x / 9)) / 1.2) ** 2))
+    curves = []
+    for light, iodine in ((200, 0.5), (100, 0.5), (200, 0.25)):
+        clip_THW = light * (1 - iodine * filling_T[:, None, None] * line_HW)
+        x_BCTHW = (torch.from_numpy(clip_THW).float() / 255 - 0.45)[None, None].expand(1, 3, -1, -1, -1) / 0.225
+        curves.append(VesselCurves()(x_BCTHW)[0])
+    assert curves[0].shape == (30, VesselCurves.num_features)
+    top_hat = curves[0][:, 0].numpy()
+    assert np.corrcoef(top_hat, filling_T)[0, 1] > 0.98
+    assert (top_hat.min(), top_hat.max()) == pytest.approx((-2, 2), abs=1e-3)
+    for other in curves[1:]:
+        assert np.abs(other[:, :4].numpy() - curves[0][:, :4].numpy()).max() < 0.5
+
+
 def test_later_frames_speak_for_earlier_ones() -> None:
-    """The sequence is read backwards too, and the background is taken from the whole clip."""
+    """The sequence is read backwards too, and a curve is scaled by the whole clip."""
     torch.manual_seed(0)
     net = NETS["frames_lstm"].build().eval()
     assert isinstance(net, FrameSequence)

@@ -140,6 +140,7 @@ def test_a_bomb_costs_its_own_row_only(source, bundles, undisturbed, tmp_path):
     ]
 
 
+@pytest.mark.slow  # `test_s3_run` kills a driver so among the fast ones
 def test_a_driver_killed_right_after_a_commit(source, bundles, tables, undisturbed, tmp_path):
     with running(tmp_path, source, tables, bundles) as run:
         run.until(lambda: committed(tables), "a commit with rows")

@@ -23,6 +23,7 @@ import ray
 import torch
 from safetensors.torch import save_file
 
+from angio_ray.cli import main
 from angio_ray.models import NETS
 from angio_ray.models.bundles import load_bundle, write_bundle
 from angio_ray.phantom import generate
@@ -152,13 +153,15 @@ def test_temporary_keys_of_a_bucket_are_not_given_away(s3_server: S3Server, monk
 class Training:
     """`angio-ray train` as a process of its own."""
 
-    def __init__(self, folder: Path, experiment: str, env: Mapping[str, str] | None = None, **flags: Any) -> None:
+    def __init__(
+        self, folder: Path, experiment: str, env: Mapping[str, str] | None = None, task: str = "quality", **flags: Any
+    ) -> None:
         options = {
             "labels": folder / "clips" / "labels.parquet", "clips": folder / "clips", "tables": folder / "tables",
             "cache": folder / "cache", "key_file": folder / "key", "experiment": experiment, "folds": 2,
             "validation": 0.3, "recipe": "smoke", "checkpoint_s": 0.0, "resamples": 100,
         } | flags  # fmt: skip
-        command = [sys.executable, "-m", "angio_ray.cli", "train", "quality"]
+        command = [sys.executable, "-m", "angio_ray.cli", "train", task]
         for name, value in options.items():
             command += [f"--{name.replace('_', '-')}", str(value)]
         self.experiment = experiment
@@ -303,6 +306,31 @@ def test_an_experiment_leaves_folds_rows_figures_and_bundles(folder: Path, whole
     findings = (folder / "tables.training" / "whole" / "label_findings.csv").read_text()
     assert findings.startswith("kind,line,pseudonym,detail")
     assert "begun with another recipe" in finished(folder, "whole", 2, epochs=EPOCHS + 1)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_frames_of_full_contrast_are_learnt_by_two_workers_and_judged(
+    folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = finished(folder, "frames", 3, task="stenosis-frames", workers=2, parallel=1)
+    assert "with full contrast; frames at 15/s" in text
+    found = read_predictions(root(folder), "frames", "frames_lstm", folds=range(2)).to_pylist()
+    assert {row["task"] for row in found} == {"contrast"}
+    test = [row for row in found if row["part"] == "test"]
+    assert len({row["clip_id"] for row in test}) == len(test)
+    assert all(0 <= row["true_begin"] <= row["true_end"] < 200 and row["target"] for row in test)
+    assert all((row["contrast_begin"] is None) == (row["contrast_end"] is None) for row in found)
+    names = query(root(folder), "SELECT DISTINCT metric FROM metrics WHERE experiment = 'frames'").column(0).to_pylist()
+    assert {"begin_error_frames", "end_error_frames", "accept_rate", "error_rate", "core_hours"} <= set(names)
+    bundles = folder / "tables.training" / "frames" / "bundles"
+    assert len(load_bundle(bundles / "ensemble" / "contrast").weights) == 2
+    assert "none, partial or full contrast" in (bundles / "fold-0" / "contrast" / "MODEL_CARD.md").read_text()
+    capsys.readouterr()
+    assert main(["evaluate", "--experiment", "frames", "--tables", str(folder / "tables"), "--resamples", "100"]) == 0
+    said = capsys.readouterr().out
+    assert f"frames: frames_lstm, out of fold: {len(test)} clips" in said
+    assert "accept_rate" in said
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from angio_ray.tables.root import TableRoot
 from angio_ray.tables.row_sets import SetDiffers, read_set
 from angio_ray.training.labels import (
     LABELLED,
+    Kind,
     LabelError,
     LabelJoin,
     check_labels,
@@ -312,9 +313,23 @@ def test_a_task_without_labels_is_refused(indexed: TableRoot, tmp_path: Path) ->
 
 def test_clips_whose_full_contrast_is_known_are_those_of_the_task_contrast(indexed: TableRoot, tmp_path: Path) -> None:
     header = "uri,quality,first_contrast,contrast_begin,contrast_end,last_contrast\n"
-    rows = "/in/0.dcm,satisfactory,1,5,9,20\n/in/1.dcm,,,5,30,\n/in/2.dcm,satisfactory,,,,\n"
+    rows = "/in/0.dcm,satisfactory,1,5,9,20\n/in/1.dcm,,,5,30,\n/in/2.dcm,satisfactory,,5,,\n/in/3.dcm,,3,,,9\n"
     clips, longer = task_clips(joined(indexed, tmp_path, header + rows).clips, "contrast")
-    assert sorted(zip(clips["contrast_end"].to_pylist(), longer.tolist(), strict=True)) == [(9, False), (30, True)]
+    found = dict(zip(clips["contrast_end"].to_pylist(), longer.tolist(), strict=True))
+    assert (len(clips), found[30]) == (3, True), "where no frame is full, first and last contrast say so"
+    rows = "/in/0.dcm,,1,5,9,20\n/in/1.dcm,,1,5,9,20\n/in/2.dcm,,1,5,9,20\n"
+    equal = task_clips(joined(indexed, tmp_path, header + rows).clips, "contrast")[1]
+    assert sum(equal) == 1, "clips of equal length are divided too"
+    with pytest.raises(LabelError, match="no clip that is not labelled unsatisfactory has a label for contrast"):
+        task_clips(joined(indexed, tmp_path, header + "/in/0.dcm,,,5,,\n").clips, "contrast")
+
+
+def test_contrast_that_ends_before_it_begins_is_no_label(indexed: TableRoot, tmp_path: Path) -> None:
+    header = "uri,first_contrast,contrast_begin,contrast_end,last_contrast\n"
+    found = joined(indexed, tmp_path, header + "/in/0.dcm,1,9,5,20\n/in/1.dcm,1,5,9,20\n")
+    assert found.clips["contrast_begin"].to_pylist() == [5]
+    (wrong,) = [finding for finding in found.findings if finding.kind == Kind.INVALID_VALUE]
+    assert wrong.detail == "first_contrast, contrast_begin, contrast_end, last_contrast"
 
 
 def test_labels_are_read_from_s3(s3_server: S3Server, indexed: TableRoot, monkeypatch: pytest.MonkeyPatch) -> None:

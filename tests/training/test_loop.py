@@ -97,14 +97,14 @@ def test_each_net_takes_a_step(net: str) -> None:
 
 
 def sequences(count: int, seed: int = 0) -> Part:
-    """24 frames: bright, dark in a span of each clip's own (full contrast), half as dark around it; the last frames unjudged."""
+    """24 frames: a vessel that is dark in a span of each clip's own (full contrast), half as dark around; the last unjudged."""
     rng = np.random.default_rng(seed)
     target_NT = np.zeros((count, 24), np.int64)
     for row, begin in zip(target_NT, rng.integers(3, 8, count), strict=True):
         row[begin - 2 : begin + 10] = 1
         row[begin : begin + 8] = 2
-    grey = np.array([200, 150, 60], np.uint8)[target_NT]
-    clips = grey[:, :, None, None] + rng.integers(0, 20, (count, 24, 32, 32)).astype(np.uint8)
+    clips = rng.integers(190, 200, (count, 24, 32, 32)).astype(np.uint8)
+    clips[:, :, 8:24, 15:17] -= np.array([0, 50, 120], np.uint8)[target_NT][:, :, None, None]  # a vessel
     target_NT[:, 20:] = UNJUDGED
     return Part(InMemory(clips), target_NT)
 
@@ -113,7 +113,7 @@ def sequences(count: int, seed: int = 0) -> Part:
 def test_a_net_learns_the_class_of_each_frame(loss: Loss) -> None:
     recipe = replace(
         find_recipe("smoke", "frames_lstm"), stages=(Stage(size=32, frames=24, epochs=12),), loss=loss, settle_clips=16,
-        learning_rate=3e-3, augment=NO_AUGMENTATION,
+        learning_rate=2e-2, augment=NO_AUGMENTATION,
     )  # fmt: skip
     train, held_out = sequences(16), sequences(5, seed=1)
     fitted = fit("frames_lstm", train, held_out, recipe, seed=1, place=ONE)
@@ -145,6 +145,27 @@ def test_unjudged_frames_have_no_part_in_the_gradient() -> None:
     again = fit("frames_lstm", changed, sequences(2, 1), recipe, seed=1, place=ONE).state_dict
     assert all(torch.equal(again[name], value) for name, value in state.items())
     assert not all(torch.equal(other[name], value) for name, value in state.items())
+
+
+def test_a_frame_that_is_not_full_may_be_of_any_other_class() -> None:
+    logits = torch.tensor([[2.0, 1.0, 0.5], [2.0, 1.0, 0.5], [2.0, 1.0, 0.5]])
+    each = loop._cross_entropy(logits, torch.tensor([loop.NOT_LAST, UNJUDGED, 2]), 0.0)
+    p = torch.softmax(logits[0], dim=0)
+    torch.testing.assert_close(each, torch.stack([-torch.log(p[0] + p[1]), torch.tensor(0.0), -torch.log(p[2])]))
+    found, auc = loop._judged(np.array([[-2, -1, 2]]), torch.softmax(logits, dim=1)[None].numpy())
+    assert found == pytest.approx(float((each[0] + each[2]) / 2), abs=1e-5)
+    assert auc == 0.5
+
+
+def test_a_net_learns_from_marks_of_full_contrast_alone() -> None:
+    marked = sequences(16)
+    known = Part(marked.clips, np.where(marked.target_N == 2, 2, loop.NOT_LAST))
+    recipe = replace(
+        find_recipe("smoke", "frames_lstm"), stages=(Stage(size=32, frames=24, epochs=12),), settle_clips=16,
+        learning_rate=2e-2, augment=NO_AUGMENTATION,
+    )  # fmt: skip
+    fitted = fit("frames_lstm", known, known, recipe, seed=1, place=ONE)
+    assert fitted.epochs[-1].validation_auc > 0.95
 
 
 def test_fewer_frames_take_their_own_targets_along() -> None:

@@ -25,9 +25,8 @@ from angio_ray.training.recipes import (
 
 def test_the_papers_recipes_are_as_the_paper_states() -> None:
     """Spec section 1: Adam, StepLR(30), over 100 epochs; 2D 5e-5, 1e-3, 32; 3D 1e-4, 1e-3, 32; X3D-S 1e-4, 1e-4, 64."""
-    stated = {
-        net: (r.learning_rate, r.weight_decay, r.batch_size, r.step_epochs) for net, r in RECIPES["paper"].items()
-    }
+    quality = {net: recipe for net, recipe in RECIPES["paper"].items() if not NETS[net].per_frame}
+    stated = {net: (r.learning_rate, r.weight_decay, r.batch_size, r.step_epochs) for net, r in quality.items()}
     assert stated == {
         "r18_2d": (5e-5, 1e-3, 32, 30),
         "r152_2d": (5e-5, 1e-3, 32, 30),
@@ -35,7 +34,7 @@ def test_the_papers_recipes_are_as_the_paper_states() -> None:
         "r152_3d": (1e-4, 1e-3, 32, 30),
         "x3d_s": (1e-4, 1e-4, 64, 30),
     }
-    for net, recipe in RECIPES["paper"].items():
+    for net, recipe in quality.items():
         (stage,) = recipe.stages
         assert (stage.size, stage.frames) == (NETS[net].window.size, NETS[net].window.num_frames)
         assert stage.epochs > 100
