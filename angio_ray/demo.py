@@ -19,6 +19,7 @@ from angio_ray.storage import Storage
 from angio_ray.tables import sql
 from angio_ray.tables.root import TableRoot
 
+_MODELS = ("quality", "artery", "contrast")
 _PATIENTS, _SEED, _SIZE, _FRAMES = 6, 7, 256, (48, 72)
 
 QUERIES = {
@@ -31,6 +32,9 @@ QUERIES = {
         SELECT left(patient_id, 8) AS patient, num_clips, num_evaluated, num_unsatisfactory, num_rejected,
                round(exclusion_rate, 2) AS exclusion_rate
         FROM exclusion_by_patient WHERE patient_id IS NOT NULL ORDER BY patient""",
+    "Which artery, by which view, in which frames full of contrast (the first 8 clips)": """
+        SELECT left(clip_id, 8) AS clip, artery, "view", num_frames, contrast_begin, contrast_end, candidate_frames
+        FROM scores WHERE artery IS NOT NULL ORDER BY clip LIMIT 8""",
 }
 
 
@@ -43,8 +47,8 @@ def demo(out: Path) -> int:
         labels = generate(str(clips), patients=_PATIENTS, seed=_SEED, size=_SIZE, frames=_FRAMES)
         broken = write_broken(str(clips / "broken"), seed=_SEED)
         say.print(f"   {len(labels)} clips, and {len(broken)} broken objects")
-    say.print(f"2. angio-ray score {clips} --tables {tables} --run demo --models quality")
-    summary = score(ScoreConfig(str(clips), tables=str(tables), run="demo", models=("quality",)))
+    say.print(f"2. angio-ray score {clips} --tables {tables} --run demo --models {','.join(_MODELS)}")
+    summary = score(ScoreConfig(str(clips), tables=str(tables), run="demo", models=_MODELS))
     for note in summary.notes:
         say.print(f"   {note}")
     say.print(
