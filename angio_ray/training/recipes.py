@@ -344,8 +344,9 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         "r152_3d": _short_resnet((48, 4, 6), learning_rate=3e-4),
         "x3d_s": _short((80, 4, 12), (112, 8, 6), (160, 16, 2)),
         "frames_lstm": _whole_clips(
-            (56, 200, 7), (112, 200, 1), batch_size=16, micro_batch=4, learning_rate=5e-3, settle_clips=0
-        ),
+            (56, 200, 3), (112, 200, 9), batch_size=16, micro_batch=4, learning_rate=5e-3, step_epochs=4, settle_clips=0,
+            augment=AugmentConfig().scaled(0.5),
+        ),  # fmt: skip
         "inception_lstm": _whole_clips((96, 200, 4), batch_size=4, learning_rate=3e-4),
     },
     "smoke": {
