@@ -346,7 +346,7 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         "frames_lstm": _whole_clips(
             (56, 200, 3), (112, 200, 9), batch_size=16, micro_batch=4, learning_rate=5e-3, step_epochs=4, settle_clips=0,
             augment=AugmentConfig().scaled(0.5),
-        ),  # fmt: skip
+        ),
         "inception_lstm": _whole_clips((96, 200, 4), batch_size=4, learning_rate=3e-4),
     },
     "smoke": {
