@@ -131,6 +131,7 @@ def test_rejects_only(clips, bundles, tmp_path):
     assert Counter(row["reason"] for row in rows_of(tmp_path / "tables")) == Counter(clips[1].values())
 
 
+@pytest.mark.slow
 def test_the_gate_stops_synthetic_clips_and_not_those_of_patients_unless_told(clips, tmp_path, shared_data):
     strict = make_bundles(tmp_path, threshold=1e-6)
     source = tmp_path / "mixed"

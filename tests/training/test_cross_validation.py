@@ -313,9 +313,9 @@ def test_an_experiment_leaves_folds_rows_figures_and_bundles(folder: Path, whole
 def test_frames_of_full_contrast_are_learnt_by_two_workers_and_judged(
     folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    text = finished(folder, "frames", 3, task="stenosis-frames", workers=2, parallel=1)
+    text = finished(folder, "frames", task="stenosis-frames", workers=2, parallel=1, folds=3, validation=0.2)
     assert "with full contrast; frames at 15/s" in text
-    found = read_predictions(root(folder), "frames", "frames_lstm", folds=range(2)).to_pylist()
+    found = read_predictions(root(folder), "frames", "frames_lstm", folds=range(3)).to_pylist()
     assert {row["task"] for row in found} == {"contrast"}
     test = [row for row in found if row["part"] == "test"]
     assert len({row["clip_id"] for row in test}) == len(test)
@@ -324,7 +324,7 @@ def test_frames_of_full_contrast_are_learnt_by_two_workers_and_judged(
     names = query(root(folder), "SELECT DISTINCT metric FROM metrics WHERE experiment = 'frames'").column(0).to_pylist()
     assert {"begin_error_frames", "end_error_frames", "accept_rate", "error_rate", "core_hours"} <= set(names)
     bundles = folder / "tables.training" / "frames" / "bundles"
-    assert len(load_bundle(bundles / "ensemble" / "contrast").weights) == 2
+    assert len(load_bundle(bundles / "ensemble" / "contrast").weights) == 3
     assert "none, partial or full contrast" in (bundles / "fold-0" / "contrast" / "MODEL_CARD.md").read_text()
     capsys.readouterr()
     assert main(["evaluate", "--experiment", "frames", "--tables", str(folder / "tables"), "--resamples", "100"]) == 0
