@@ -91,11 +91,10 @@ def select_frames(frame_times_ms: Sequence[float] | np.ndarray, window: ClipWind
     if len(resampled) >= window.length:
         start = min(window.start, len(resampled) - window.length)
         picked = resampled[start : start + window.length : window.stride][: window.num_frames]
-        num_shown = len(picked)
     else:
         picked = resampled[:: window.stride][: window.num_frames]
-        num_shown = len(picked)
-        picked = np.pad(picked, (0, window.num_frames - len(picked)), mode="edge")
+    num_shown = len(picked)
+    picked = np.pad(picked, (0, window.num_frames - num_shown), mode="edge")
     indices = tuple(int(i) for i in picked)
     return Selection(
         indices,

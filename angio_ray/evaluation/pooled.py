@@ -91,7 +91,7 @@ def folds_summary(
     held_out = Counter(patient for patient, _ in set(zip(rows.patients.tolist(), fold.tolist(), strict=True)))
     return FoldsSummary(
         folds=by_fold,
-        mean_of_folds={name: _mean([found.figures()[name] for found in by_fold.values()]) for name in FIGURES},
+        mean_of_folds={name: mean_over_folds([found.figures()[name] for found in by_fold.values()]) for name in FIGURES},
         pooled=rows.metrics(),
         pooled_intervals=rows.intervals(figures, level, resamples, seed),
         num_patients=len(held_out),
@@ -168,7 +168,8 @@ class _Columns:
         )
 
 
-def _mean(values: Sequence[float | None]) -> MeanOverFolds:
+def mean_over_folds(values: Sequence[float | None]) -> MeanOverFolds:
+    """Of one value a fold, None where it is not defined."""
     defined = np.array([value for value in values if value is not None])
     return MeanOverFolds(
         mean=float(defined.mean()) if defined.size else None,

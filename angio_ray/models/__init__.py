@@ -25,7 +25,6 @@ TASKS: dict[str, TaskSpec] = {
     "quality": TaskSpec(
         name="quality",
         scorer=quality.QualityScorer,
-        windows=lambda bundle: (bundle.window,),
         columns=quality.COLUMNS,
         classes=quality.CLASSES,
         gate_column="quality_satisfactory",
@@ -33,7 +32,6 @@ TASKS: dict[str, TaskSpec] = {
     "artery": TaskSpec(
         name="artery",
         scorer=artery.ArteryScorer,
-        windows=lambda bundle: (bundle.window,),
         columns=artery.COLUMNS,
         classes=artery.CLASSES,
         mirrors=False,
@@ -41,7 +39,6 @@ TASKS: dict[str, TaskSpec] = {
     "contrast": TaskSpec(
         name="contrast",
         scorer=contrast.ContrastScorer,
-        windows=lambda bundle: (bundle.window,),
         columns=contrast.COLUMNS,
         classes=contrast.CLASSES,
         per_frame=True,

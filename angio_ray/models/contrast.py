@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from angio_ray.models.backends import CompiledScorer
-from angio_ray.models.interface import NetSpec
+from angio_ray.models.interface import NOT_LAST, NetSpec
 from angio_ray.sampling import ClipWindow
 
 if TYPE_CHECKING:
@@ -24,8 +24,6 @@ if TYPE_CHECKING:
 
 CLASSES = ("none", "partial", "full")
 """Of a frame: no contrast in the arteries, anything between, full contrast."""
-NOT_FULL = -2
-"""In place of a class: any but the last. What readers who marked full contrast alone have said of the other frames."""
 COLUMNS = (
     "first_contrast",
     "contrast_begin",
@@ -113,12 +111,13 @@ def longest_run(probability_T: NDArray[np.floating], threshold: float) -> tuple[
 def frame_classes(shown_T: NDArray[np.integer], contrast_4: Sequence[int | None]) -> NDArray[np.int64]:
     """Class of each frame shown, (T,), by (first_contrast, contrast_begin, contrast_end, last_contrast) of the file.
 
-    Where no first and last frame is known, a frame outside full contrast is NOT_FULL: one of the other classes.
+    Where no first and last frame is known, a frame outside full contrast is NOT_LAST: one of the other classes, as
+    readers who marked full contrast alone have said.
     """
     first, begin, end, last = contrast_4
     shown_T = np.asarray(shown_T)
     if first is None or last is None:
-        class_T = np.full(len(shown_T), NOT_FULL, np.int64)
+        class_T = np.full(len(shown_T), NOT_LAST, np.int64)
     else:
         class_T = ((shown_T >= first) & (shown_T <= last)).astype(np.int64)
     if begin is not None and end is not None:

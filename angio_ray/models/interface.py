@@ -23,6 +23,11 @@ Layout = Literal["BCTHW", "BTCHW-mean", "BCTHW-frames"]
 """How a net takes a clip: all frames as one volume, or frame by frame with its class probabilities averaged, or all frames
 with probabilities for each of them, (B, T, K)."""
 
+UNJUDGED = -1
+"""In place of a frame's class: not known, so no loss and no figure."""
+NOT_LAST = -2
+"""In place of a frame's class: any but the last."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class PaperFigures:
@@ -90,7 +95,7 @@ class TaskSpec:
 
     name: str
     scorer: ScorerFactory
-    windows: Callable[[Bundle], tuple[ClipWindow, ...]]
+    windows: Callable[[Bundle], tuple[ClipWindow, ...]] = lambda bundle: (bundle.window,)
     """The inputs that its bundle asks for; the driver hands them to the decode stage without building the model."""
     columns: tuple[str, ...]
     """What the scorer returns, beside `<task>_status` and `<task>_reason`, which the pipeline fills."""

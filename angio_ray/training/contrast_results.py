@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from angio_ray.evaluation.bootstrap import RESAMPLES
 from angio_ray.evaluation.contrast_frames import (
+    FRAMES_PER_S,
     ContrastFrames,
     Frames,
     contrast_frames,
@@ -27,7 +28,9 @@ from angio_ray.evaluation.contrast_frames import (
     mean_errors,
 )
 from angio_ray.evaluation.intervals import Interval
+from angio_ray.evaluation.pooled import MeanOverFolds, mean_over_folds
 from angio_ray.models.contrast import longest_run
+from angio_ray.training.predictions import interval_columns, mean_rows
 
 _THRESHOLDS = np.round(np.arange(0.1, 0.91, 0.05), 2)
 
@@ -110,6 +113,13 @@ class ContrastSummary:
     intervals: Mapping[str, Interval]
     num_patients: int
 
+    @property
+    def mean_of_folds(self) -> dict[str, MeanOverFolds]:
+        """Of each figure; empty without folds."""
+        if not self.folds:
+            return {}
+        return {name: mean_over_folds([f.figures[name] for f in self.folds.values()]) for name in self.pooled.figures}
+
     def lines(self) -> list[str]:
         """What to tell the user."""
         pooled, lines = self.pooled, []
@@ -119,11 +129,9 @@ class ContrastSummary:
             interval = self.intervals.get(name)
             low_high = "" if interval is None or interval.low is None else f" ({interval.low:.3f}-{interval.high:.3f})"
             sd = pooled.figures.get(name.replace("frames", "sd")) if name.endswith("frames") else None
-            among = "" if sd is None else f"; sd {sd:.2f}, {1000 / 15 * (value or 0.0):.0f} ms"
-            each = [v for fold in self.folds.values() if (v := fold.figures[name]) is not None]
-            spread = ""
-            if len(each) > 1:
-                spread = f"; folds {np.mean(each):.3f} +- {np.std(each, ddof=1):.3f}"
+            among = "" if sd is None else f"; sd {sd:.2f}, {1000 / FRAMES_PER_S * (value or 0.0):.0f} ms"
+            mean = self.mean_of_folds.get(name)
+            spread = "" if mean is None or mean.sd is None else f"; folds {mean.mean:.3f} +- {mean.sd:.3f}"
             lines.append(f"  {name} {'not defined' if value is None else f'{value:.3f}'}{low_high}{among}{spread}")
         lines.append(
             f"  full contrast missed in {pooled.num_missed} of {pooled.num_clips} clips; apart from these, "
@@ -137,23 +145,11 @@ class ContrastSummary:
         scope = "pooled" if self.folds else "set"
         for number, fold in self.folds.items():
             rows += _metrics(fold, scope="fold", fold=number)
-        for name in self.pooled.figures if self.folds else ():
-            each = [v for fold in self.folds.values() if (v := fold.figures[name]) is not None]
-            rows.append(
-                {
-                    "scope": "mean_of_folds",
-                    "metric": name,
-                    "value": float(np.mean(each)) if each else None,
-                    "sd": float(np.std(each, ddof=1)) if len(each) > 1 else None,
-                    "num_folds": len(each),
-                    "note": None if each else "defined in no fold",
-                }
-            )
+        rows += mean_rows(self.mean_of_folds)
         pooled = _metrics(self.pooled, scope=scope, num_patients=self.num_patients, num_folds=len(self.folds) or None)
         for row in pooled:
             if interval := self.intervals.get(row["metric"]):
-                row |= {"low": interval.low, "high": interval.high, "method": interval.method}
-                row |= {"confidence": interval.level if interval.method else None, "note": interval.note}
+                row |= interval_columns(interval, row["value"])
         short = {"subgroup": "full_contrast", "subgroup_value": "fewer than 5 frames"}
         return [*rows, *pooled, *_metrics(self.short, scope=scope, **short)]
 

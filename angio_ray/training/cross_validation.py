@@ -37,6 +37,7 @@ from angio_ray.models.bundles import BundleError, Origin, load_bundle
 from angio_ray.models.classifier import KINETICS_MEAN, KINETICS_STD
 from angio_ray.models.contrast import CLASSES as CONTRAST_CLASSES
 from angio_ray.models.contrast import frame_classes
+from angio_ray.models.interface import UNJUDGED
 from angio_ray.models.pretrained import PretrainedError, load_pretrained
 from angio_ray.scoring.cluster import check_nodes_see, ray_cluster
 from angio_ray.scoring.config import ConfigError, IndexConfig, RunError
@@ -67,7 +68,7 @@ from angio_ray.training.labels import (
     stored_labels,
     task_clips,
 )
-from angio_ray.training.loop import UNJUDGED, Epoch, FitError, Part, Place, State, fit, predict
+from angio_ray.training.loop import Epoch, FitError, Part, Place, State, fit, predict
 from angio_ray.training.progress import Progress
 from angio_ray.training.results import (
     Experiment,

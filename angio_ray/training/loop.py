@@ -31,6 +31,7 @@ from torch.nn.parallel import DistributedDataParallel
 from angio_ray.models import NETS
 from angio_ray.models.backends import bf16_units
 from angio_ray.models.classifier import ClipClassifier
+from angio_ray.models.interface import NOT_LAST, UNJUDGED
 from angio_ray.training.augment import augment
 from angio_ray.training.losses import soft_convolutional_f1
 from angio_ray.training.quick_nets import fit_for_training, settle_statistics
@@ -40,10 +41,6 @@ _PREDICTED_AT_ONCE = 8
 _SETTLED_AT_ONCE = 16
 _WHOLE_CLIPS_AT_ONCE = 2
 """Of nets that look at all frames: 200 take the memory of a dozen quality inputs."""
-UNJUDGED = -1
-"""Target of a frame that has none: no loss, no figure."""
-NOT_LAST = -2
-"""Target of a frame that is known to be of any class but the last (`models.contrast.NOT_FULL`)."""
 _CPU_MICRO_BATCH = 8
 _WRONG_IN_BFLOAT16 = frozenset({"r152_3d"})
 """Nets whose gradient held NaN in bfloat16 on a processor with AMX (PyTorch 2.15: the first strided shortcut's), and none in

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from angio_ray.evaluation.intervals import Interval
 from angio_ray.evaluation.metrics import Calibration, DecisionCurve, Metrics
 from angio_ray.evaluation.paired import PairedComparison
-from angio_ray.evaluation.pooled import FoldsSummary, Subgroup
+from angio_ray.evaluation.pooled import FoldsSummary, MeanOverFolds, Subgroup
 from angio_ray.tables.root import TableRoot
 from angio_ray.tables.row_sets import read_set, write_set
 from angio_ray.tables.schema import arrow_schema
@@ -186,12 +186,7 @@ def folds_rows(summary: FoldsSummary) -> list[Row]:
     rows: list[Row] = []
     for number, metrics in summary.folds.items():
         rows += metrics_rows(metrics, scope="fold", fold=number)
-    for name, mean in summary.mean_of_folds.items():
-        note = None if mean.num_folds else "defined in no fold"
-        rows.append(
-            {"scope": "mean_of_folds", "metric": name, "value": mean.mean, "sd": mean.sd, "num_folds": mean.num_folds}
-            | {"note": note}
-        )
+    rows += mean_rows(summary.mean_of_folds)
     return rows + metrics_rows(
         summary.pooled,
         scope="pooled",
@@ -200,6 +195,15 @@ def folds_rows(summary: FoldsSummary) -> list[Row]:
         num_in_sample=summary.num_in_sample,
         num_folds=len(summary.folds),
     )
+
+
+def mean_rows(means: Mapping[str, MeanOverFolds]) -> list[Row]:
+    """One row per figure: its mean and spread over the folds."""
+    return [
+        {"scope": "mean_of_folds", "metric": name, "value": mean.mean, "sd": mean.sd, "num_folds": mean.num_folds}
+        | {"note": None if mean.num_folds else "defined in no fold"}
+        for name, mean in means.items()
+    ]
 
 
 def subgroup_rows(subgroup: str, groups: Sequence[Subgroup], *, scope: str = "pooled") -> list[Row]:
@@ -228,7 +232,7 @@ def metrics_rows(
         row = same | {"metric": name, "value": None if value is None else float(value)}
         if name not in _WITHOUT_THRESHOLD:
             row["threshold"] = metrics.threshold
-        rows.append(row | _interval((intervals or {}).get(name), value))
+        rows.append(row | interval_columns((intervals or {}).get(name), value))
     return rows
 
 
@@ -244,7 +248,7 @@ def calibration_rows(
     }
     same = {"scope": scope, **columns}
     return [
-        same | {"metric": name, "value": value} | _interval((intervals or {}).get(name), value)
+        same | {"metric": name, "value": value} | interval_columns((intervals or {}).get(name), value)
         for name, value in figures.items()
     ]
 
@@ -278,7 +282,7 @@ def comparison_rows(paired: PairedComparison, compared_with: str, *, scope: str)
     return [*rows, same | more | {"method": "mcnemar_exact" if test.independent else "mcnemar_clustered"}]
 
 
-def _interval(found: Interval | None, value: float | None) -> Row:
+def interval_columns(found: Interval | None, value: float | None) -> Row:
     """The columns of a figure's interval, and why there is no value."""
     row: Row = {}
     if found is not None:

@@ -9,8 +9,9 @@ import torch
 from angio_ray.models import NETS, TASKS
 from angio_ray.models.backends import BackendChoice, for_net, unsupported
 from angio_ray.models.bundles import Bundle, BundleError, write_bundle
-from angio_ray.models.contrast import CLASSES, COLUMNS, NOT_FULL, candidate_frames, frame_classes, longest_run
+from angio_ray.models.contrast import CLASSES, COLUMNS, candidate_frames, frame_classes, longest_run
 from angio_ray.models.frame_sequence import FrameSequence, VesselCurves
+from angio_ray.models.interface import NOT_LAST
 from angio_ray.sampling import ClipWindow
 
 SMALL = ClipWindow(name="small", size=32, start=0, length=24, stride=1)
@@ -59,7 +60,7 @@ def test_classes_of_frames_by_what_the_label_says() -> None:
     shown = np.array([0, 2, 4, 6, 8, 10])  # a file at 30 frames/s
     assert frame_classes(shown, (2, 4, 7, 9)).tolist() == [0, 1, 2, 2, 1, 0]
     # readers who marked full contrast alone have said of the others that they are not full
-    assert frame_classes(shown, (None, 4, 7, None)).tolist() == [NOT_FULL, NOT_FULL, 2, 2, NOT_FULL, NOT_FULL]
+    assert frame_classes(shown, (None, 4, 7, None)).tolist() == [NOT_LAST, NOT_LAST, 2, 2, NOT_LAST, NOT_LAST]
     assert frame_classes(shown, (2, None, None, 9)).tolist() == [0, 1, 1, 1, 1, 0], "contrast that is never full"
 
 

@@ -17,9 +17,9 @@ from torch import nn
 
 from angio_ray.models import NETS, interface
 from angio_ray.models.classifier import ClipClassifier
+from angio_ray.models.interface import NOT_LAST, UNJUDGED
 from angio_ray.training import loop
 from angio_ray.training.loop import (
-    UNJUDGED,
     Epoch,
     FitError,
     InMemory,
@@ -149,7 +149,7 @@ def test_unjudged_frames_have_no_part_in_the_gradient() -> None:
 
 def test_a_frame_that_is_not_full_may_be_of_any_other_class() -> None:
     logits = torch.tensor([[2.0, 1.0, 0.5], [2.0, 1.0, 0.5], [2.0, 1.0, 0.5]])
-    each = loop._cross_entropy(logits, torch.tensor([loop.NOT_LAST, UNJUDGED, 2]), 0.0)
+    each = loop._cross_entropy(logits, torch.tensor([NOT_LAST, UNJUDGED, 2]), 0.0)
     p = torch.softmax(logits[0], dim=0)
     torch.testing.assert_close(each, torch.stack([-torch.log(p[0] + p[1]), torch.tensor(0.0), -torch.log(p[2])]))
     found, auc = loop._judged(np.array([[-2, -1, 2]]), torch.softmax(logits, dim=1)[None].numpy())
@@ -159,7 +159,7 @@ def test_a_frame_that_is_not_full_may_be_of_any_other_class() -> None:
 
 def test_a_net_learns_from_marks_of_full_contrast_alone() -> None:
     marked = sequences(16)
-    known = Part(marked.clips, np.where(marked.target_N == 2, 2, loop.NOT_LAST))
+    known = Part(marked.clips, np.where(marked.target_N == 2, 2, NOT_LAST))
     recipe = replace(
         find_recipe("smoke", "frames_lstm"), stages=(Stage(size=32, frames=24, epochs=12),), settle_clips=16,
         learning_rate=2e-2, augment=NO_AUGMENTATION,
