@@ -299,7 +299,7 @@ def evaluate(
     experiment: str | None = None,
     run: str | None = None,
     labels: str | None = None,
-    task: Literal["quality", "artery", "contrast"] | None = None,
+    task: Literal["quality", "artery", "contrast", "stenosis"] | None = None,
     against: str | None = None,
     bundle: Annotated[list[Path] | None, Parameter(negative="")] = None,
     data: str | None = None,
@@ -318,7 +318,8 @@ def evaluate(
     labels:
         A set of labels in the tables, or a CSV or Parquet file.
     task:
-        Which of the run's scores are judged: quality, artery, or contrast (the frames of full contrast). Default: quality.
+        Which of the run's scores are judged: quality, artery, contrast (the frames of full contrast), or stenosis (25 % and more;
+        clips, and arteries and studies by their worst clip). Default: quality.
     against:
         With --run another run on the same labels, else another experiment: differences are --run (--experiment) less this
         one, on the clips that both held out.
@@ -344,7 +345,7 @@ def evaluate(
     if resamples < 100:
         raise ConfigError(f"--resamples {resamples}: at least 100")
     if task == "contrast" and against:
-        raise ConfigError("--against goes with quality and artery")
+        raise ConfigError("--against goes with quality, artery and stenosis")
     root = _root(tables, clips)
     with _argument_errors():
         key = optional_key(tables, key_file)
@@ -575,7 +576,7 @@ def explain(
     run:
         Whose score. Default: the newest finished run that was asked for the task and has the clip.
     task:
-        quality or artery.
+        quality, artery or stenosis (the candidate frames, with the model's map and boxes).
     bundles:
         Folder in which the bundle that scored is looked for. Default: TABLES.training.
     """

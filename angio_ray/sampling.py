@@ -104,6 +104,24 @@ def select_frames(frame_times_ms: Sequence[float] | np.ndarray, window: ClipWind
     )
 
 
+def select_named(frames: Sequence[int], num_frames: int, window: ClipWindow) -> Selection:
+    """Show frames that are named one by one, in their order, as many as the window has room for.
+
+    Those beyond the file's `num_frames` are left out; where there are fewer than the window shows, the last stands again.
+    ClipRejected (`too_short`) where the file has none of them.
+    """
+    there = [frame for frame in frames if 0 <= frame < num_frames][: window.num_frames]
+    if not there:
+        raise ClipRejected(Reason.TOO_SHORT, f"{num_frames} frames, and none of the {len(frames)} asked for")
+    indices = (*there, *[there[-1]] * (window.num_frames - len(there)))
+    return Selection(
+        indices,
+        num_repeated=len(indices) - len(set(indices)),
+        num_resampled=num_frames,
+        num_shown=len(there),
+    )
+
+
 def _resample(times_ms: np.ndarray, fps: float) -> np.ndarray:
     """File frame of each sample at `fps`, shape (number of samples,)."""
     if times_ms.ndim != 1 or not np.isfinite(times_ms).all() or (np.diff(times_ms) < 0).any():

@@ -20,7 +20,7 @@ from angio_ray.dicom import facts, grey, pixel_data
 from angio_ray.dicom.codecs import FrameHeader, check_frame, decode_frame
 from angio_ray.dicom.header import Buffer, DataSet, NeedMore, ParsedObject, Source, parse_object
 from angio_ray.dicom.timing import FrameTimes, frame_times
-from angio_ray.sampling import ClipWindow, Selection, resize_frame, select_frames
+from angio_ray.sampling import ClipWindow, Selection, resize_frame, select_frames, select_named
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -60,6 +60,8 @@ class Task:
     assume_fps: float | None
     require_xa: bool
     header_only: bool = False
+    frames: tuple[int, ...] | None = None
+    """Show these frames of the file, in this order, whatever the windows would; those that it lacks are left out."""
     whole: bool = False
     """Whether all of the object is there: when decoding, there may be holes between the frames."""
     output_path: str = ""
@@ -229,7 +231,10 @@ def _examine(thing: _Object, task: Task) -> None:
     if not task.header_only:
         thing.table = pixel_data.locate_frames(parsed, thing.source, layout)
     if task.windows:
-        thing.selections = _select(thing.times, layout.num_frames, task.windows)
+        if task.frames is None:
+            thing.selections = _select(thing.times, layout.num_frames, task.windows)
+        else:
+            thing.selections = {w.name: select_named(task.frames, layout.num_frames, w) for w in task.windows}
 
 
 def _require_xa(parsed: ParsedObject, fault: ClipRejected | None) -> None:

@@ -114,9 +114,12 @@ class ClipReader:
             memory_bytes=self._limits.memory_bytes, timeout_s=self._limits.timeout_s, prepare=decoding.prepare
         )
 
-    def read(self, source: ByteSource) -> ClipOutcome:
-        """Header, checks and inputs of one object. Bad data is a reason in the outcome, never an exception."""
-        return self._outcome(source, header_only=False)
+    def read(self, source: ByteSource, frames: Sequence[int] | None = None) -> ClipOutcome:
+        """Header, checks and inputs of one object. Bad data is a reason in the outcome, never an exception.
+
+        `frames`: show these of the file (as `sampling.select_named`), not those that the windows' rates ask for.
+        """
+        return self._outcome(source, frames=None if frames is None else tuple(frames))
 
     def index(self, source: ByteSource) -> ClipOutcome:
         """Header facts of one object, from its header bytes alone; only what the header shows is checked."""
@@ -132,11 +135,13 @@ class ClipReader:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _outcome(self, source: ByteSource, *, header_only: bool) -> ClipOutcome:
+    def _outcome(
+        self, source: ByteSource, *, header_only: bool = False, frames: tuple[int, ...] | None = None
+    ) -> ClipOutcome:
         for _ in range(2):
             outcome = ClipOutcome(info=source.info)
             try:
-                self._read(source, outcome, header_only)
+                self._read(source, outcome, header_only, frames)
             except _Changed:
                 continue
             except ClipRejected as rejected:
@@ -147,29 +152,31 @@ class ClipReader:
         outcome.reason, outcome.detail = Reason.READ_ERROR, "the object changed twice while it was read"
         return outcome
 
-    def _read(self, source: ByteSource, outcome: ClipOutcome, header_only: bool) -> None:
+    def _read(
+        self, source: ByteSource, outcome: ClipOutcome, header_only: bool, frames: tuple[int, ...] | None
+    ) -> None:
         size = outcome.info.size_bytes
         with SharedBytes(size) as memory:
             fetched = _Fetched(source, memory, outcome)
             fetched.first(size if size <= WHOLE_BYTES else HEAD_BYTES)
-            answer = self._examine(fetched, outcome, header_only)
+            answer = self._examine(fetched, outcome, header_only=header_only, frames=frames)
             if header_only or not self._windows:
                 return
             fetched.spans(answer.need_spans)
             with SharedBytes(max(1, sum(window.num_frames * window.size**2 for window in self._windows))) as output:
-                answer = self._step(decoding.decode, fetched, outcome, output_path=output.path)
+                answer = self._step(decoding.decode, fetched, outcome, output_path=output.path, frames=frames)
                 if answer.need_first is not None:  # the offset table is wrong: count fragments in the whole object
                     fetched.first(size)
-                    answer = self._step(decoding.decode, fetched, outcome, output_path=output.path)
+                    answer = self._step(decoding.decode, fetched, outcome, output_path=output.path, frames=frames)
                 if answer.need_first is not None:
                     raise ClipRejected(Reason.DECODE_ERROR, "no frame where the offset table says")
                 self._take_inputs(output, outcome)
             outcome.codec = answer.codec
 
-    def _examine(self, fetched: _Fetched, outcome: ClipOutcome, header_only: bool) -> Answer:
+    def _examine(self, fetched: _Fetched, outcome: ClipOutcome, **options: Any) -> Answer:
         size = outcome.info.size_bytes
         for _ in range(_MAX_STEPS):
-            answer = self._step(decoding.examine, fetched, outcome, header_only=header_only)
+            answer = self._step(decoding.examine, fetched, outcome, **options)
             if answer.need_first is None:
                 return answer
             # A header is read piece by piece; a deflated one must be there as a whole, and says so at once

@@ -71,8 +71,10 @@ class Example:
     bundle: str | None
     """Digest of the bundle that scored it."""
     probability: float
-    """Of being unsatisfactory, as stored."""
+    """Of the positive class, as stored."""
     threshold: float
+    frames: tuple[int, ...] | None = None
+    """The file's frames that the model saw, where they were named one by one."""
     picture: bytes | None = None
     """An animated WebP: frames as the model saw them, beside the same with the heat map."""
     size: tuple[int, int] = (0, 0)

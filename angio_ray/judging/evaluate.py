@@ -9,7 +9,7 @@ stands in `evaluation`; here is only what it is of.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import combinations
 from pathlib import Path
 from typing import Any
@@ -29,6 +29,7 @@ from angio_ray.evaluation.assess import (
 from angio_ray.evaluation.bootstrap import RESAMPLES
 from angio_ray.evaluation.metrics import FIGURES
 from angio_ray.evaluation.paired import PairedComparison
+from angio_ray.evaluation.pooled import FoldsSummary
 from angio_ray.evaluation.report_data import UNCHECKED_ROWS
 from angio_ray.judging.labelled import (
     Labels,
@@ -52,12 +53,14 @@ from angio_ray.training.predictions import (
     comparison_rows,
     decision_rows,
     folds_rows,
+    held_out,
     metrics_rows,
     read_predictions,
     subgroup_rows,
     write_metrics,
     write_set_predictions,
 )
+from angio_ray.training.stenosis_results import level_lines, level_rows
 
 OUT_OF_FOLD = "out_of_fold"
 """Name in `metrics` of an experiment's own left-out clips."""
@@ -74,6 +77,10 @@ class Judged:
     """In `metrics`."""
     bundle: str | None
     assessment: Assessment
+    levels: Mapping[str, FoldsSummary] = field(default_factory=dict)
+    """Of tasks whose clips are pooled: arteries and studies."""
+    level_rows: Sequence[Row] = ()
+    """Their rows of `metrics`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -90,6 +97,12 @@ class Evaluation:
     def print(self, console: Console) -> None:
         """Tables and notes, for people."""
         print_assessments([judged.assessment for judged in self.models], console)
+        for judged in self.models:
+            if judged.levels:
+                console.print()
+                console.print(f"{judged.assessment.title}, by the worst clip of", soft_wrap=True, markup=False)
+            for line in level_lines(judged.levels):
+                console.print(line, soft_wrap=True, markup=False)
         for a, b, found in self.comparisons:
             print_comparison(a.assessment.title, b.assessment.title, found, console)
         if self.notes:
@@ -160,6 +173,7 @@ def _judge_experiment(
         title = f"{experiment}: " * named + _title(model, data)
         found, said = _assess(root, rows, title, labels, key, missing, resamples)
         notes += [note for note in said if note not in notes]
+        levels, of_levels = _levels(rows, _labels_of(root, labels, None), resamples)
         bundles = _values(rows["bundle"])
         filed = OUT_OF_FOLD if data == _FOLDS else data
         judged.append(
@@ -169,6 +183,8 @@ def _judge_experiment(
                 data=filed,
                 bundle=bundles[0] if len(bundles) == 1 else None,
                 assessment=found,
+                levels=levels,
+                level_rows=of_levels,
             )
         )
     if not judged:
@@ -197,7 +213,7 @@ def evaluate_run(
     labels
         A set of the table `labels`, or a CSV or Parquet file (which needs the key).
     task
-        Which scores of the run, and which of the labels: quality or artery.
+        Which scores of the run, and which of the labels: quality, artery or stenosis.
     against
         Another run: differences are `run` less `against`.
     bundles
@@ -269,8 +285,17 @@ def _judge_run(
         notes.append(
             f"{model}: none of its {len(seen):,} training patients is among these (pseudonyms of another key would not show)"
         )
+    levels, of_levels = _levels(rows, labels.clips, resamples)
     return (
-        Judged(experiment=experiment, model=model, data=data, bundle=scores.bundle, assessment=assessment),
+        Judged(
+            experiment=experiment,
+            model=model,
+            data=data,
+            bundle=scores.bundle,
+            assessment=assessment,
+            levels=levels,
+            level_rows=of_levels,
+        ),
         notes,
     )
 
@@ -287,7 +312,7 @@ def _assess(
     known: Sequence[str] = (),
 ) -> tuple[Assessment, list[str]]:
     """The assessment, with what is `known` of all its figures, and notes on how it was made."""
-    clips = labels.clips if labels else read_set(root, "labels", label_set=label_set) if label_set else None
+    clips = _labels_of(root, label_set, labels)
     selected = review_note(clips, rows["clip_id"].to_pylist())
     known = [*known, *([selected] if selected else [])]
     facts, notes = header_facts(root, clips, rows["clip_id"].to_pylist(), key)
@@ -307,6 +332,22 @@ def _assess(
     return found, notes
 
 
+def _labels_of(root: TableRoot, label_set: str | None, labels: Labels | None) -> pa.Table | None:
+    if labels:
+        return labels.clips
+    return read_set(root, "labels", label_set=label_set) if label_set else None
+
+
+def _levels(rows: pa.Table, clips: pa.Table | None, resamples: int) -> tuple[dict[str, FoldsSummary], list[Row]]:
+    """Arteries and studies of held-out clips, of tasks that pool clips to them; the arteries are the labels'."""
+    if clips is None or not any(TASKS[task].named_frames for task in _values(rows["task"]) if task in TASKS):
+        return {}, []
+    arteries = dict(zip(clips["clip_id"].to_pylist(), clips["artery"].to_pylist(), strict=True))
+    kept = held_out(rows)
+    of = [arteries.get(clip_id) for clip_id in kept["clip_id"].to_pylist()]
+    return level_rows(kept.append_column("artery", pa.array(of, pa.string())), resamples=resamples)
+
+
 Compared = tuple[Judged, Judged, PairedComparison]
 
 
@@ -322,7 +363,7 @@ def _file(
     """Write all figures of each model in one call."""
     written = 0
     for one in judged:
-        rows = metric_rows(one.assessment)
+        rows = [*metric_rows(one.assessment), *one.level_rows]
         for a, b, found in comparisons:
             if b is one:
                 other = a.model if a.experiment == b.experiment else f"{a.experiment}/{a.model}"
@@ -354,8 +395,8 @@ _OWN = frozenset(
 def _foreign(root: TableRoot, one: Judged, rows: Sequence[Row]) -> list[Row]:
     """Rows under the same name that this call does not make: a set is replaced as a whole, these stay.
 
-    Epochs and core hours of the training; comparisons with models of other experiments, as long as the rows judged are the
-    same.
+    Epochs and core hours of the training, its figures of single frames; comparisons with models of other experiments, as long as
+    the rows judged are the same.
     """
     own = _OWN | {str(row["metric"]) for row in rows}
     stored = read_set(root, "metrics", experiment=one.experiment, model=one.model, data=one.data).to_pylist()
@@ -366,7 +407,7 @@ def _foreign(root: TableRoot, one: Judged, rows: Sequence[Row]) -> list[Row]:
         {column: value for column, value in row.items() if column not in made}
         for row in stored
         if (
-            row["metric"] not in own
+            row["metric"] not in own or row["subgroup_value"] == "frame" or row["subgroup"] == "boxes"
             if row["compared_with"] is None
             else unchanged and "/" in row["compared_with"] and row["compared_with"] not in again
         )

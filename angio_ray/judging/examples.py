@@ -1,6 +1,8 @@
-"""Pictures of example clips: the frames that a model saw, and beside them the same under a Grad-CAM heat map.
+"""Pictures of example clips: the frames that a model saw, and beside them the same under a heat map.
 
-    Example -> clip's URI -> sandboxed reader -> frames, heat -> animated WebP
+    Example -> clip's URI -> sandboxed reader -> frames, heat, boxes -> animated WebP
+
+The heat is Grad-CAM's, or the map that a net for single frames gives itself, with boxes around what stands out in it.
 
 Bytes are untrusted: they are parsed and decoded in the reader's child process only. Clips whose header says that text is
 burned into the pixels get no picture. Knows no page and no figure.
@@ -34,10 +36,32 @@ log = logging.getLogger(__name__)
 SHOWN_PX = 224
 """Side of a shown frame: more than the nets' 160 px, so that people see what the clip is."""
 _QUALITY = 55
+_STILL_MS = 500.0
+"""Time for each of several frames that do not follow one another."""
 _HEAT = 0.45
 """Most that the heat covers of the frame."""
 _DIFFERS = 0.02
 """A probability that differs by more from the stored one is said: another precision, another file, another clip."""
+
+
+class FrameMap:
+    """What a net with maps finds in single frames, on the CPU."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._model = bundle.ensemble().requires_grad_(False)
+        self._num_classes = len(bundle.classes)
+
+    def __call__(self, frames_THW: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
+        """Of each frame: probability of any class but the first, the map (T, h, w), and boxes as shares of the sides."""
+        import torch
+
+        from angio_ray.models.stenosis import map_boxes, positive
+
+        found_TX = self._model(torch.from_numpy(np.ascontiguousarray(frames_THW))[None])[0].numpy()
+        cells_TC = found_TX[:, self._num_classes :]
+        side = int(np.sqrt(cells_TC.shape[1]))
+        heat_Thw = cells_TC.reshape(-1, side, side)
+        return positive(found_TX[:, : self._num_classes]), heat_Thw, [map_boxes(cells, 1) for cells in heat_Thw]
 
 
 def add_pictures(
@@ -78,41 +102,55 @@ def _of_bundle(
 
     seen = bundle.window if bundle else ClipWindow(name="seen", size=size_px)
     shown = replace(seen, name="shown", size=size_px)
-    cam = GradCam(bundle) if bundle else None
+    by_frame = bundle is not None and TASKS[bundle.task].named_frames
+    cam = (FrameMap(bundle) if by_frame else GradCam(bundle)) if bundle else None
     positive = len(TASKS[bundle.task].classes) - 1 if bundle else 1
     with ClipReader([seen, shown], assume_fps=assume_fps) as reader:
         for example in examples:
             try:
-                inputs = _frames(reader, places[example.clip_id])
+                inputs = _frames(reader, places[example.clip_id], example.frames)
             except ClipRejected as rejected:
                 example.note = f"no picture: {rejected.reason} ({rejected.detail})"
                 continue
             except StorageUnavailable:  # its text may hold a path
                 example.note = "no picture: the place of the clip cannot be read"
                 continue
-            heat_THW = None
+            heat_THW, boxes = None, None
             if cam is None:
                 example.note = "no heat map: the bundle that scored it was not found"
+            elif isinstance(cam, FrameMap):
+                probability_T, heat_THW, boxes = cam(inputs[seen.name][: len(example.frames or ())])
+                inputs["shown"] = inputs["shown"][: len(heat_THW)]
+                if abs(float(probability_T.max()) - example.probability) > _DIFFERS:
+                    example.note = f"computed anew for the picture: {probability_T.max():.3f}"
             else:
                 excluded = example.probability >= example.threshold
                 probability_K, heat_THW = cam(inputs[seen.name], positive if excluded else 1 - positive)
                 if abs(float(probability_K[positive]) - example.probability) > _DIFFERS:
                     example.note = f"computed anew for the picture: {probability_K[positive]:.3f}"
-            step_ms = 1000 * seen.stride / seen.fps
-            example.picture, example.size = picture(inputs["shown"], heat_THW, step_ms)
+            step_ms = _STILL_MS if by_frame else 1000 * seen.stride / seen.fps
+            example.picture, example.size = picture(inputs["shown"], heat_THW, step_ms, boxes)
 
 
-def _frames(reader: ClipReader, place: Mapping[str, Any]) -> dict[str, np.ndarray]:
+def _frames(reader: ClipReader, place: Mapping[str, Any], frames: Sequence[int] | None) -> dict[str, np.ndarray]:
     storage = Storage(place["uri"])
     with closing(storage.open(ObjectInfo(place["uri"], place["size_bytes"], place["etag"]))) as source:
-        outcome = reader.read(source)
+        outcome = reader.read(source, frames)
     if outcome.reason is not None:
         raise ClipRejected(outcome.reason, outcome.detail or "")
     return outcome.inputs
 
 
-def picture(frames_THW: np.ndarray, heat_THW: np.ndarray | None, step_ms: float) -> tuple[bytes, tuple[int, int]]:
-    """An animated WebP (whose size in px comes second) of uint8 frames, with heat in 0..1 of any size beside them."""
+def picture(
+    frames_THW: np.ndarray,
+    heat_THW: np.ndarray | None,
+    step_ms: float,
+    boxes: Sequence[np.ndarray] | None = None,
+) -> tuple[bytes, tuple[int, int]]:
+    """An animated WebP (whose size in px comes second) of uint8 frames, with heat in 0..1 of any size beside them.
+
+    boxes: of each frame (D, 4 or more), x0, y0, x1, y1 as shares of the sides, drawn on the heat.
+    """
     images = []
     for number, frame_HW in enumerate(frames_THW):
         grey = cv2.cvtColor(frame_HW, cv2.COLOR_GRAY2RGB)
@@ -124,6 +162,10 @@ def picture(frames_THW: np.ndarray, heat_THW: np.ndarray | None, step_ms: float)
             colour = cv2.applyColorMap((255 * heat_HW).clip(0, 255).astype(np.uint8), cv2.COLORMAP_JET)[:, :, ::-1]
             alpha = (_HEAT * heat_HW.clip(0, 1))[:, :, None]
             parts.append((grey * (1 - alpha) + colour * alpha).round().astype(np.uint8))
+            for box in boxes[number] if boxes is not None else ():
+                height, width = frame_HW.shape
+                (x0, y0, x1, y1) = (int(share * side) for share, side in zip(box[:4], (width, height) * 2, strict=True))
+                cv2.rectangle(parts[1], (x0, y0), (min(x1, width - 1), min(y1, height - 1)), (255, 255, 0), 1)
         images.append(Image.fromarray(np.concatenate(parts, axis=1)))
     stream = io.BytesIO()
     images[0].save(

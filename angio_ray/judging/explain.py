@@ -69,6 +69,7 @@ def explain(
     example = Example(
         model=task, data=row["run_id"], outcome=None, clip_id=row["clip_id"], patient_id=row["patient_id"],
         bundle=dict(row["bundles"] or ()).get(task), probability=row[f"{task}_probability"], threshold=row[f"{task}_threshold"],
+        frames=tuple(one["frame"] for one in row["stenosis_frames"]) if TASKS[task].named_frames else None,
     )  # fmt: skip
     add_pictures(
         [example], places, lambda digest: find_bundle(digest, bundles), assume_fps=config.get("assume_fps"), size_px=_SHOWN_PX
@@ -122,6 +123,12 @@ def _lines(row: dict[str, Any], task: str, example: Example) -> list[str]:
         lines.append("full contrast: in no frame")
     if example.note:
         lines.append(example.note)
-    if example.size[0] > _SHOWN_PX:  # two halves
+    if TASKS[task].named_frames:
+        for one in row["stenosis_frames"]:
+            places = "; ".join(f"{b['x0']:.0f},{b['y0']:.0f} to {b['x1']:.0f},{b['y1']:.0f} px" for b in one["boxes"] or ())
+            lines.append(f"frame {one['frame']}: {one['class']} ({one['probability']:.3f}){': ' * bool(places)}{places}")
+    if example.size[0] > _SHOWN_PX and TASKS[task].named_frames:
+        lines.append("right half: the model's own map of what speaks for a narrowing, boxes around what stands out (no proof)")
+    elif example.size[0] > _SHOWN_PX:  # two halves
         lines.append(f"right half: where the model finds what speaks for {called} (Grad-CAM; it is no proof)")
     return lines

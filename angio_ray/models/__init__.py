@@ -4,7 +4,7 @@ To add a task (stenosis, calcium, ...):
 
 1. Write `angio_ray/models/<task>.py`: its nets as a dict of `NetSpec`, and a scorer class with `task`, `windows`,
    `__init__(bundle, backend, *, num_threads, converted=None)` and
-   `__call__({window name: uint8 (B, T, H, W)}, {window name: [frames shown]}) -> {column: array of B}`
+   `__call__({window name: uint8 (B, T, H, W)}, {window name: [frames shown]}, {column read: values}) -> {column: array of B}`
    (`interface.Scorer`; `quality.QualityScorer` is one). `backends.make_runner` compiles a module for the chosen backend.
 2. Add one entry to TASKS below, after quality if the quality gate is to come first, and merge its nets into NETS.
 
@@ -15,10 +15,10 @@ stenosis and calcium already) and `tables/views.sql` shows them. What can be tra
 
 from __future__ import annotations
 
-from angio_ray.models import artery, contrast, quality
+from angio_ray.models import artery, contrast, quality, stenosis
 from angio_ray.models.interface import NetSpec, PaperFigures, Scorer, TaskSpec
 
-NETS: dict[str, NetSpec] = {**quality.NETS, **contrast.NETS}
+NETS: dict[str, NetSpec] = {**quality.NETS, **contrast.NETS, **stenosis.NETS}
 """Architectures by the name that bundles use."""
 
 TASKS: dict[str, TaskSpec] = {
@@ -41,7 +41,20 @@ TASKS: dict[str, TaskSpec] = {
         scorer=contrast.ContrastScorer,
         columns=contrast.COLUMNS,
         classes=contrast.CLASSES,
+        layouts=("BCTHW-frames",),
         per_frame=True,
+    ),
+    "stenosis": TaskSpec(
+        name="stenosis",
+        scorer=stenosis.StenosisScorer,
+        windows=stenosis.decoded_windows,
+        needs=("artery", "contrast"),
+        reads=stenosis.READS,
+        columns=stenosis.COLUMNS,
+        classes=stenosis.TWO_CLASSES,
+        finer=stenosis.THREE_CLASSES,
+        layouts=("BCTHW-maps",),
+        named_frames=True,
     ),
 }
 """Tasks in the order in which a clip goes through them."""

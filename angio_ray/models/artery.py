@@ -9,6 +9,7 @@ Shapes: B clips, T frames, H x W pixels.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
@@ -24,7 +25,10 @@ class ArteryScorer(TwoClassScorer):
     task = "artery"
 
     def __call__(
-        self, inputs: Mapping[str, np.ndarray], frames: Mapping[str, Sequence[np.ndarray]] | None = None
+        self,
+        inputs: Mapping[str, np.ndarray],
+        frames: Mapping[str, Sequence[np.ndarray]] | None = None,
+        known: Mapping[str, Sequence[Any]] | None = None,
     ) -> dict[str, np.ndarray]:
         """Sort B clips: {window name: uint8 (B, T, H, W)} -> COLUMNS, each of length B.
 

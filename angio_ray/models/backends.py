@@ -33,7 +33,7 @@ Backend = Literal["torch", "openvino"]
 Precision = Literal["float32", "bfloat16"]
 Device = Literal["cpu", "cuda"]
 Runner = Callable[[np.ndarray], np.ndarray]
-"""uint8 (B, T, H, W) -> float32 (B, K), or (B, T, K); any B. One thread at a time."""
+"""uint8 (B, T, H, W) -> float32 (B, K), or (B, T, K), or with maps (B, T, K + h * w); any B. One thread at a time."""
 
 MAX_DIFFERENCE = 0.02
 """Largest difference of any probability from float32 torch at which a backend may be used."""
@@ -135,14 +135,16 @@ def make_runner(ensemble: Ensemble, window: ClipWindow, choice: BackendChoice, *
 
 
 class CompiledScorer:
-    """What scorers of one net share: its window, its threshold and the compiled net."""
+    """What scorers of one net share: its windows, its threshold and the compiled net."""
 
     task: str
 
     def __init__(
         self, bundle: Bundle, backend: BackendChoice, *, num_threads: int = 1, converted: Converted | None = None
     ) -> None:
-        self.windows: tuple[ClipWindow, ...] = (bundle.window,)
+        from angio_ray.models import TASKS
+
+        self.windows: tuple[ClipWindow, ...] = TASKS[self.task].windows(bundle)
         self.threshold = np.float32(bundle.threshold)
         backend = for_net(backend, bundle.net)
         if converted and backend.backend == "openvino":
@@ -151,8 +153,12 @@ class CompiledScorer:
             self._run = make_runner(bundle.ensemble(), bundle.window, backend, num_threads=num_threads)
 
     def probabilities(self, inputs: Mapping[str, np.ndarray]) -> np.ndarray:
-        """{window name: uint8 (B, T, H, W)} -> float32 (B, K), or (B, T, K). ValueError where one is no number (NaN)."""
-        probability = self._run(inputs[self.windows[0].name])
+        """{window name: uint8 (B, T, H, W)} -> what the net's runner gives. ValueError where one is no number (NaN)."""
+        return self.probabilities_of(inputs[self.windows[0].name])
+
+    def probabilities_of(self, x_BTHW: np.ndarray) -> np.ndarray:
+        """The same of an input."""
+        probability = self._run(x_BTHW)
         if not np.isfinite(probability).all():
             raise ValueError(f"the {self.task} net returned NaN")
         return probability
@@ -301,10 +307,10 @@ def measure_backends(
                     run = openvino_runner(converted[bundle.digest], precision=as_run.precision, num_threads=num_threads)
                 else:
                     run = make_runner(bundle.ensemble(), bundle.window, as_run, num_threads=num_threads)
-                difference = float(np.abs(run(probe[:2]) - expected[:2]).max())
+                difference = _difference(run(probe[:2]), expected[:2], bundle)
                 clip_s = _seconds(run, probe[:2])
                 if clip_s < _HOPELESS * best_s and len(probe) > 2:
-                    difference = float(np.abs(run(probe)[: len(expected)] - expected).max())
+                    difference = _difference(run(probe)[: len(expected)], expected, bundle)
                     clip_s = _seconds(run, probe)
             except (ValueError, RuntimeError, ImportError) as error:
                 log.debug("%s cannot run", choice, exc_info=True)
@@ -432,6 +438,12 @@ def _fastest(measured: Sequence[Measurement]) -> Measurement | None:
         if m.fault is None and (best is None or m.ms_per_clip < _WORTH * best.ms_per_clip):
             best = m
     return best
+
+
+def _difference(found: np.ndarray, expected: np.ndarray, bundle: Bundle) -> float:
+    """The largest of any class's probability; where a map lies is for the eye."""
+    num_classes = len(bundle.classes)
+    return float(np.abs(found[..., :num_classes] - expected[..., :num_classes]).max())
 
 
 def _seconds(run: Runner, clips: np.ndarray) -> float:

@@ -272,16 +272,17 @@ def _check_facts(bundle: Bundle, name: str) -> NetSpec:
         raise BundleError(f"{name}: unknown task {bundle.task!r}; there is {', '.join(TASKS)}")
     if bundle.net not in NETS:
         raise BundleError(f"{name}: unknown net {bundle.net!r}; there is {', '.join(NETS)}")
-    if bundle.classes != TASKS[bundle.task].classes:
-        raise BundleError(f"{name}: classes {bundle.classes} are not those of {bundle.task}: {TASKS[bundle.task].classes}")
+    spec = TASKS[bundle.task]
+    if bundle.classes not in (spec.classes, spec.finer):
+        raise BundleError(f"{name}: classes {bundle.classes} are not those of {bundle.task}: {spec.classes}")
     if bundle.trained_on not in get_args(Origin):
         raise BundleError(f"{name}: trained_on is {bundle.trained_on!r}, not one of {', '.join(get_args(Origin))}")
     if not 0.0 < bundle.threshold <= 1.0:
         raise BundleError(f"{name}: threshold {bundle.threshold:g} is not in (0, 1]")
     if not all(map(math.isfinite, (*bundle.mean, *bundle.std))) or min(bundle.std) <= 0:
         raise BundleError(f"{name}: normalisation mean {bundle.mean}, std {bundle.std} is not usable")
-    if NETS[bundle.net].per_frame != TASKS[bundle.task].per_frame:
-        kind = "frames" if TASKS[bundle.task].per_frame else "clips"
+    if NETS[bundle.net].layout not in spec.layouts:
+        kind = "clips" if "BCTHW" in spec.layouts else "frames"
         raise BundleError(f"{name}: {bundle.net} is no net for {bundle.task}, whose classes are those of {kind}")
     if not bundle.weights:
         raise BundleError(f"{name}: has no weights")
@@ -317,7 +318,7 @@ def _check_weights(bundle: Bundle, spec: NetSpec, data: bytes, name: str) -> Non
     clip = torch.empty((1, window.num_frames, window.size, window.size), device="meta")
     try:
         with torch.inference_mode():
-            num_classes = classifier.to("meta")(clip).shape[-1]
+            num_classes = classifier.to("meta").logits(clip).shape[-1]
     except (RuntimeError, ValueError) as error:
         raise BundleError(
             f"{name}: {spec.name} cannot take {window.num_frames} frames of {window.size} x {window.size} px") from error

@@ -11,15 +11,20 @@ import math
 from collections.abc import Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from angio_ray.models.interface import NetSpec
+from angio_ray.models.interface import NetSpec, Pool
 
 Triple = tuple[float, float, float]
 
 KINETICS_MEAN: Triple = (0.45, 0.45, 0.45)
 KINETICS_STD: Triple = (0.225, 0.225, 0.225)
 """pytorchvideo's X3D normalisation; the default of all nets, equal in all channels since the frames are grey."""
+
+
+SHARPNESS = 2.0
+"""Of the smooth maximum over the cells of a map: the larger, the nearer to the maximum itself."""
 
 
 class ClipClassifier(nn.Module):
@@ -35,7 +40,7 @@ class ClipClassifier(nn.Module):
         self, spec: NetSpec, *, mean: Triple = KINETICS_MEAN, std: Triple = KINETICS_STD, net: nn.Module | None = None
     ) -> None:
         super().__init__()
-        self.layout = spec.layout
+        self.layout, self.pool = spec.layout, spec.pool
         self.net = spec.build() if net is None else net
         # Explicit device: these stay real when the net is built on the meta device.
         scale = torch.tensor([1.0 / (255.0 * s) for s in std], device="cpu")
@@ -49,7 +54,9 @@ class ClipClassifier(nn.Module):
         For 2D nets these are the logarithms of the frames' mean probabilities, so that softmax and cross entropy
         treat all nets alike.
         """
-        x_BCTHW = x_BTHW.to(torch.float32).unsqueeze(1) * self.scale + self.shift
+        if self.layout == "BCTHW-maps":
+            return pooled(self.maps(x_BTHW), self.pool)
+        x_BCTHW = self._normalised(x_BTHW)
         if self.layout != "BTCHW-mean":
             logits: Tensor = self.net(x_BCTHW)
             return logits
@@ -58,9 +65,33 @@ class ClipClassifier(nn.Module):
         log_p_BTK = torch.log_softmax(self.net(frames).float(), dim=-1).unflatten(0, (-1, num_frames))
         return torch.logsumexp(log_p_BTK, dim=1) - math.log(num_frames)
 
+    def maps(self, x_BTHW: Tensor) -> Tensor:
+        """Of nets with maps: log-odds of each class against the first in each cell, (B, T, K - 1, h, w)."""
+        log_odds: Tensor = self.net(self._normalised(x_BTHW))
+        return log_odds
+
     def forward(self, x_BTHW: Tensor) -> Tensor:
-        """Class probabilities (B, K), or (B, T, K), float32."""
-        return torch.softmax(self.logits(x_BTHW).float(), dim=-1)
+        """Class probabilities (B, K), or (B, T, K), float32.
+
+        Of nets with maps (B, T, K + h * w): after the classes, the cells row by row, each the probability of any class but the
+        first.
+        """
+        if self.layout != "BCTHW-maps":
+            return torch.softmax(self.logits(x_BTHW).float(), dim=-1)
+        maps = self.maps(x_BTHW).float()
+        cells = 1 - torch.softmax(F.pad(maps, (0, 0, 0, 0, 1, 0)), dim=2)[:, :, 0]
+        return torch.cat([torch.softmax(pooled(maps, self.pool), dim=-1), cells.flatten(2)], dim=-1)
+
+    def _normalised(self, x_BTHW: Tensor) -> Tensor:
+        """(B, T, H, W) -> (B, C, T, H, W)."""
+        return x_BTHW.to(torch.float32).unsqueeze(1) * self.scale + self.shift
+
+
+def pooled(maps_BTKhw: Tensor, pool: Pool) -> Tensor:
+    """Logits of the frames, (B, T, K), the first class's at 0, of log-odds against it in each cell, (B, T, K - 1, h, w)."""
+    cells = maps_BTKhw.flatten(3).float()
+    log_odds = cells.mean(dim=3) if pool == "mean" else torch.logsumexp(SHARPNESS * cells, dim=3) / SHARPNESS
+    return F.pad(log_odds, (1, 0))
 
 
 class Ensemble(nn.Module):
@@ -74,6 +105,6 @@ class Ensemble(nn.Module):
         self.layout = members[0].layout
 
     def forward(self, x_BTHW: Tensor) -> Tensor:
-        """Class probabilities (B, K), or (B, T, K), float32, of grey frames (B, T, H, W), uint8."""
+        """What each member gives, float32, of grey frames (B, T, H, W), uint8."""
         probabilities = [member(x_BTHW) for member in self.members]
         return torch.stack(probabilities).mean(dim=0) if len(probabilities) > 1 else probabilities[0]

@@ -10,7 +10,7 @@ Shapes: B clips, T frames, C channels (3), H x W pixels, K classes (none, partia
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,7 +48,10 @@ class ContrastScorer(CompiledScorer):
     task = "contrast"
 
     def __call__(
-        self, inputs: Mapping[str, np.ndarray], frames: Mapping[str, Sequence[NDArray[np.integer]]]
+        self,
+        inputs: Mapping[str, np.ndarray],
+        frames: Mapping[str, Sequence[NDArray[np.integer]]],
+        known: Mapping[str, Sequence[Any]] | None = None,
     ) -> dict[str, np.ndarray]:
         """Find the contrast of B clips: {window name: uint8 (B, T, H, W)} and the file's frames shown -> COLUMNS.
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 import numpy as np
 
@@ -19,9 +19,13 @@ if TYPE_CHECKING:
     from angio_ray.models.backends import BackendChoice, Converted
     from angio_ray.models.bundles import Bundle
 
-Layout = Literal["BCTHW", "BTCHW-mean", "BCTHW-frames"]
+Layout = Literal["BCTHW", "BTCHW-mean", "BCTHW-frames", "BCTHW-maps"]
 """How a net takes a clip: all frames as one volume, or frame by frame with its class probabilities averaged, or all frames
-with probabilities for each of them, (B, T, K)."""
+with probabilities for each of them, (B, T, K), or all frames with maps, (B, T, K - 1, h, w): the log-odds of each class against
+the first in each cell, which are pooled to those of the frame."""
+
+Pool = Literal["mean", "logsumexp"]
+"""How the cells of a map become one: the mean, as after a global average pooling, or a smooth maximum."""
 
 UNJUDGED = -1
 """In place of a frame's class: not known, so no loss and no figure."""
@@ -53,13 +57,15 @@ class NetSpec:
     cost_input: tuple[int, ...]
     """The input without batch at which the net has its paper's GMAC: (C, T, H, W), or (C, H, W) for one frame."""
     paper: PaperFigures | None = None
+    pool: Pool = "mean"
+    """Of the layout with maps."""
     exact: bool = False
     """Always in float32, whatever the run's precision: what follows from small differences, at little cost."""
 
     @property
     def per_frame(self) -> bool:
         """Whether each frame gets a class, not the clip."""
-        return self.layout == "BCTHW-frames"
+        return self.layout in ("BCTHW-frames", "BCTHW-maps")
 
 
 class Scorer(Protocol):
@@ -69,12 +75,17 @@ class Scorer(Protocol):
     windows: tuple[ClipWindow, ...]
 
     def __call__(
-        self, inputs: Mapping[str, np.ndarray], frames: Mapping[str, Sequence[np.ndarray]]
+        self,
+        inputs: Mapping[str, np.ndarray],
+        frames: Mapping[str, Sequence[np.ndarray]],
+        known: Mapping[str, Sequence[Any]],
     ) -> dict[str, np.ndarray]:
         """Score B clips.
 
         inputs: window name -> uint8 B,T,H,W. frames: window name -> of each clip the file's frames shown, in order, at most T
-        of them: what an input has beyond is padding. Out: column of `scores` -> array of length B.
+        of them: what an input has beyond is padding. known: the columns that the task reads (`TaskSpec.reads`) -> what earlier
+        tasks and the header say of each clip. Out: column of `scores` -> array of length B; of these `<task>_reason` is None
+        where the clip was scored, else why not.
         """
         ...
 
@@ -97,13 +108,24 @@ class TaskSpec:
     scorer: ScorerFactory
     windows: Callable[[Bundle], tuple[ClipWindow, ...]] = lambda bundle: (bundle.window,)
     """The inputs that its bundle asks for; the driver hands them to the decode stage without building the model."""
+    needs: tuple[str, ...] = ()
+    """Tasks that must have gone before: a run that asks for this one is asked for them too."""
+    reads: tuple[str, ...] = ()
+    """Columns of theirs, and facts of the header, that the scorer is told."""
     columns: tuple[str, ...]
     """What the scorer returns, beside `<task>_status` and `<task>_reason`, which the pipeline fills."""
     classes: tuple[str, ...]
     """Order of the net's outputs that its bundles must have; the last is the positive class."""
+    finer: tuple[str, ...] = ()
+    """Other classes that its bundles may have: the first the same, the others together the positive ones."""
     gate_column: str | None = None
     """A boolean column; where it is false the clip stops here (`gated`) and the other tasks skip it."""
     mirrors: bool = True
     """Whether a mirrored clip keeps its class, so that training may flip it."""
+    layouts: tuple[Layout, ...] = ("BCTHW", "BTCHW-mean")
+    """Of the nets that are for it."""
     per_frame: bool = False
-    """Whether its nets give each frame a class; then `classes` are those of a frame."""
+    """Whether what it says is of each frame, and judged so; then `classes` are those of a frame."""
+    named_frames: bool = False
+    """Whether its nets see frames that are named one by one, by labels in training and by an earlier task in scoring; the clip's
+    class is that of its worst frame."""

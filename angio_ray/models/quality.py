@@ -9,7 +9,7 @@ Shapes: B clips, T frames, C channels (3), H x W pixels, K classes (satisfactory
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -34,7 +34,10 @@ class QualityScorer(TwoClassScorer):
     task = "quality"
 
     def __call__(
-        self, inputs: Mapping[str, np.ndarray], frames: Mapping[str, Sequence[np.ndarray]] | None = None
+        self,
+        inputs: Mapping[str, np.ndarray],
+        frames: Mapping[str, Sequence[np.ndarray]] | None = None,
+        known: Mapping[str, Sequence[Any]] | None = None,
     ) -> dict[str, np.ndarray]:
         """Score B clips: {window name: uint8 (B, T, H, W)} -> COLUMNS, each of length B.
 

@@ -84,7 +84,7 @@ class ClipScorer:
             live = [p for p in positions if results[p]["status"] == "scored"]
             for p in positions:
                 results[p][f"{task}_status"] = "skipped"
-            self._run_task(task, live, frames, results)
+            self._run_task(task, live, frames, rows, results)
             if gate := TASKS[task].gate_column:
                 for p in live:
                     if results[p].get(gate) is False and self._gates(task, rows[p]):
@@ -107,7 +107,12 @@ class ClipScorer:
         return self.gate == "on"
 
     def _run_task(
-        self, task: str, positions: Sequence[int], frames: _Frames, results: dict[int, dict[str, Any]]
+        self,
+        task: str,
+        positions: Sequence[int],
+        frames: _Frames,
+        rows: Sequence[Mapping[str, Any]],
+        results: dict[int, dict[str, Any]],
     ) -> None:
         """Fill a task's columns; a batch that fails is halved down to the clip at fault."""
         if not positions:
@@ -117,12 +122,13 @@ class ClipScorer:
             columns = scorer(
                 {w.name: frames.stack(w.name, positions) for w in scorer.windows},
                 {w.name: frames.shown(w.name, positions) for w in scorer.windows},
+                {name: [{**rows[p]["header"], **results[p]}.get(name) for p in positions] for name in TASKS[task].reads},
             )
         except Exception as error:  # model code on odd input, or too little memory: a row, not the end of the run
             if len(positions) > 1:
                 half = len(positions) // 2
-                self._run_task(task, positions[:half], frames, results)
-                self._run_task(task, positions[half:], frames, results)
+                self._run_task(task, positions[:half], frames, rows, results)
+                self._run_task(task, positions[half:], frames, rows, results)
                 return
             memory = isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
             reason = Reason.OUT_OF_MEMORY if memory else Reason.MODEL_ERROR
@@ -130,8 +136,8 @@ class ClipScorer:
             results[positions[0]].update({f"{task}_status": "failed", f"{task}_reason": str(reason)})
             return
         for index, p in enumerate(positions):
-            results[p][f"{task}_status"] = "scored"
             results[p].update({name: _plain(values[index]) for name, values in columns.items()})
+            results[p][f"{task}_status"] = "skipped" if results[p].get(f"{task}_reason") else "scored"
 
 
 class _Frames:

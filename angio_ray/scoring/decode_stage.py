@@ -26,7 +26,10 @@ log = logging.getLogger(__name__)
 
 
 class DecodeStage:
-    """Callable for `map_batches`: a table of keys -> a table of `decoded_schema(windows)`, one row per key."""
+    """Callable for `map_batches`: a table of keys -> a table of `decoded_schema(windows)`, one row per key.
+
+    Keys may have a column `frames`: the file's frames to show of each object, whatever the windows' rates ask for.
+    """
 
     def __init__(
         self,
@@ -67,7 +70,7 @@ class DecodeStage:
         info = ObjectInfo(key["uri"], key["size_bytes"], key["etag"])
         try:
             with closing(self.storage.open(info)) as source:
-                outcome = self.reader.index(source) if self.header_only else self.reader.read(source)
+                outcome = self.reader.index(source) if self.header_only else self.reader.read(source, key.get("frames"))
             return self._row(key, outcome)
         except ClipRejected as rejected:
             return self._rejected(key, rejected.reason, rejected.detail)

@@ -211,7 +211,9 @@ def _load_bundles(config: ScoreConfig) -> dict[str, Bundle]:
     """The bundle of each requested task, in the registry's order (quality first: it is the gate)."""
     if unknown := [task for task in config.models if task not in TASKS]:
         raise RunError(f"--models {','.join(unknown)}: no such task; there is {', '.join(TASKS)}", 2)
-    asked = [task for task in TASKS if task in config.models]
+    asked = [task for task in TASKS if task in with_needed(config.models)]
+    if added := [task for task in asked if task not in config.models]:
+        log.info("%s: asked for too, since %s must know it", ", ".join(added), ", ".join(config.models))
     for task in asked:
         if config.bundles and _bundle_folder(config, task).parent != config.bundles:
             log.info("%s: no bundle in %s, the one that ships is used", task, config.bundles)
@@ -221,6 +223,14 @@ def _load_bundles(config: ScoreConfig) -> dict[str, Bundle]:
     except BundleError as error:
         raise RunError(str(error), 2) from error
     return bundles
+
+
+def with_needed(tasks: Iterable[str]) -> set[str]:
+    """These tasks and those that must go before them."""
+    asked = set(tasks)
+    while more := {need for task in asked for need in TASKS[task].needs} - asked:
+        asked |= more
+    return asked
 
 
 def _bundle_folder(config: ScoreConfig, task: str) -> Path:

@@ -29,9 +29,10 @@ logger = logging.getLogger(__name__)
 
 Format = Literal["table", "csv", "json", "parquet"]
 
-_NO_STUDY_DAYS = (
-    "CREATE VIEW study_days AS SELECT NULL::VARCHAR AS study_id, NULL::INTEGER AS days_since_first_study WHERE false"
-)
+_WITHOUT_CLIPS = """
+CREATE VIEW study_days AS SELECT NULL::VARCHAR AS study_id, NULL::INTEGER AS days_since_first_study WHERE false;
+CREATE VIEW pixel_sizes AS SELECT NULL::VARCHAR AS object_id, NULL::DOUBLE AS row_mm, NULL::DOUBLE AS column_mm WHERE false;
+"""
 _SHOWN_ROWS = 200
 
 
@@ -69,7 +70,7 @@ def connect(root: TableRoot) -> duckdb.DuckDBPyConnection:
             logger.debug("no %s: views without it", table)
             has_clips = False
     connection.execute("SET TimeZone = 'UTC'")
-    connection.execute(_text("views_clips.sql") if has_clips else _NO_STUDY_DAYS)
+    connection.execute(_text("views_clips.sql") if has_clips else _WITHOUT_CLIPS)
     connection.execute('CREATE TABLE standard_views (artery VARCHAR, "view" VARCHAR, primary_deg DOUBLE, secondary_deg DOUBLE)')
     middles = [(artery, name, *angles) for artery, views in VIEWS.items() for name, angles in views.items()]
     connection.executemany("INSERT INTO standard_views VALUES (?, ?, ?, ?)", middles)

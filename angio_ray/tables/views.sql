@@ -213,6 +213,14 @@ SELECT
     f.probability AS probability, f."class" AS "class", f.boxes AS boxes
 FROM (SELECT *, unnest(stenosis_frames) AS f FROM latest_scores);
 
+-- Where narrowings are seen: one line per box, in the file's own pixels, its sides in mm at the patient too.
+CREATE VIEW stenosis_boxes AS
+SELECT
+    run_id, object_id, clip_id, study_id, patient_id, artery, "view", frame, b.probability AS probability,
+    b.x0 AS x0, b.y0 AS y0, b.x1 AS x1, b.y1 AS y1, (b.x1 - b.x0) * column_mm AS width_mm, (b.y1 - b.y0) * row_mm AS height_mm
+FROM (SELECT * EXCLUDE (probability), unnest(boxes) AS b FROM stenosis_frames)
+LEFT JOIN pixel_sizes USING (object_id);
+
 -- Rows with their study, also those of objects that could not be read: the study that another run found in the same object.
 CREATE VIEW scores_by_study AS
 SELECT scores.* REPLACE (coalesce(study_id, known_id) AS study_id)

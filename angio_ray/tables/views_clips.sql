@@ -11,3 +11,12 @@ WITH studies AS (
 SELECT study_id, CAST(date_diff('day', min(day) OVER (PARTITION BY patient_id), day) AS INTEGER) AS days_since_first_study
 FROM studies
 WHERE day IS NOT NULL;
+
+-- Size of a pixel at the patient, mm: that at the detector over the geometric magnification. Null without one of the three.
+CREATE VIEW pixel_sizes AS
+SELECT
+    object_id,
+    imager_pixel_spacing_mm[1] * distance_source_to_patient_mm / nullif(distance_source_to_detector_mm, 0) AS row_mm,
+    imager_pixel_spacing_mm[2] * distance_source_to_patient_mm / nullif(distance_source_to_detector_mm, 0) AS column_mm
+FROM clips
+QUALIFY row_number() OVER (PARTITION BY object_id ORDER BY indexed_at DESC) = 1;

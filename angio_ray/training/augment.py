@@ -8,14 +8,21 @@ another's. Geometry is one `grid_sample` for the batch; blur and halo are torchv
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms import v2
 
 from angio_ray.training.recipes import AugmentConfig
 
-__all__ = ["AugmentConfig", "augment"]
+__all__ = ["AugmentConfig", "augment", "augment_located", "cut_out"]
+
+_AROUND_A_BOX = 0.75
+"""Share of the squares cut from clips with boxes that are around one."""
 
 
 def augment(clips_BTHW: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
@@ -35,6 +42,13 @@ def augment(clips_BTHW: Tensor, config: AugmentConfig, generator: torch.Generato
     Tensor
         float32, 0..255, same shape and device.
     """
+    return augment_located(clips_BTHW, config, generator)[0]
+
+
+def augment_located(
+    clips_BTHW: Tensor, config: AugmentConfig, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """The same, and where each point of the changed clips comes from: (B, 3, 3), in coordinates from -1 to 1."""
     batch, _, height, width = clips_BTHW.shape
     x = clips_BTHW.float() / 255
     homography_B33 = _homographies(batch, config, generator)
@@ -60,7 +74,40 @@ def augment(clips_BTHW: Tensor, config: AugmentConfig, generator: torch.Generato
     cut_B = _chosen(generator, batch, config.cut_share)
     if bool(cut_B.any()):
         x = x * _borders(cut_B, generator, height, width).to(x.device)
-    return x.clamp(0, 1) * 255
+    return x.clamp(0, 1) * 255, homography_B33
+
+
+def cut_out(
+    clips_BTHW: Tensor, boxes_B: Sequence[NDArray[np.float32] | None], size: int, rng: np.random.Generator
+) -> tuple[Tensor, list[NDArray[np.float32] | None]]:
+    """A square of `size` px of each clip, the same of all its frames, and its boxes as shares of the square's sides.
+
+    Three times in four around one of the clip's boxes, where it has any (S, 6: place, class, x0, y0, x1, y1), else anywhere. A
+    box whose middle is not in the square, but a part of it is, becomes one of an unknown class (-1).
+    """
+    height, width = clips_BTHW.shape[-2:]
+    clips, boxes = [], []
+    for clip_THW, marked in zip(clips_BTHW, boxes_B, strict=True):
+        corner = rng.uniform(0, 1, 2) * (width - size, height - size)
+        if marked is not None and len(marked) and rng.random() < _AROUND_A_BOX:
+            x0, y0, x1, y1 = marked[rng.integers(len(marked)), 2:] * (width, height, width, height)
+            middle = np.array([x0 + x1, y0 + y1]) / 2
+            corner = middle - rng.uniform(0.15, 0.85, 2) * size
+        left, top = np.clip(np.round(corner), 0, (width - size, height - size)).astype(int)
+        clips.append(clip_THW[:, top : top + size, left : left + size])
+        boxes.append(None if marked is None else _within(marked, (width, height), (left, top), size))
+    return torch.stack(clips), boxes
+
+
+def _within(
+    marked_S6: NDArray[np.float32], sides: tuple[int, int], corner: tuple[int, int], size: int
+) -> NDArray[np.float32]:
+    found = marked_S6.copy()
+    found[:, 2:] = (marked_S6[:, 2:] * np.tile(sides, 2) - np.tile(corner, 2)) / size
+    low, high = found[:, 2:4], found[:, 4:6]
+    middle = (low + high) / 2
+    found[~((middle > 0) & (middle < 1)).all(axis=1), 1] = -1
+    return found[((high > 0) & (low < 1)).all(axis=1)]
 
 
 def _uniform(generator: torch.Generator, count: int, low: float, high: float) -> Tensor:

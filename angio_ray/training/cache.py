@@ -77,9 +77,10 @@ class CacheSummary:
     """The same for transient reasons: another run may have them."""
 
 
-def entry_name(object_id: str, etag: str | None) -> str:
-    """What a clip is called in the cache: another version of the object is another entry."""
-    return hashlib.sha256(f"{object_id}\t{etag}".encode()).hexdigest()[:32]
+def entry_name(object_id: str, etag: str | None, frames: Sequence[int] | None = None) -> str:
+    """What a clip is called in the cache: another version of the object, and other frames of it, are another entry."""
+    named = "" if frames is None else "\t" + ",".join(map(str, frames))
+    return hashlib.sha256(f"{object_id}\t{etag}{named}".encode()).hexdigest()[:32]
 
 
 class ClipCache:
@@ -103,7 +104,8 @@ class ClipCache:
         Parameters
         ----------
         clips
-            Columns object_id, uri, size_bytes, etag (of `LabelJoin.clips`).
+            Columns object_id, uri, size_bytes, etag (of `LabelJoin.clips`); with a column `frames`, each clip's input shows
+            these frames of the file and not those of the window's rate. An object may come with several such lists.
         source
             Where they lie.
         workers
@@ -114,8 +116,9 @@ class ClipCache:
         RunError
             The pipeline broke, or the place cannot be written; what was decoded is kept.
         """
-        keys = clips.select(KEYS.names).cast(KEYS)
-        names = [entry_name(*pair) for pair in zip(*(keys[c].to_pylist() for c in ("object_id", "etag")), strict=True)]
+        schema = KEYS.append(pa.field("frames", pa.list_(pa.int32()))) if "frames" in clips.column_names else KEYS
+        keys = clips.select(schema.names).cast(schema)
+        names = [entry_name(*key) for key in zip(*(keys[c].to_pylist() for c in _named_by(keys)), strict=True)]
         objects = dict(zip(names, keys["object_id"].to_pylist(), strict=True))
         try:
             self.folder.probe_write()
@@ -128,28 +131,35 @@ class ClipCache:
                     break
                 answers = self._decode(keys.take(left), source, min(workers, len(left)))
                 for answer in answers:
-                    name = entry_name(answer["object_id"], answer["etag"])
+                    name = answer["entry"]
                     told = (answer["reason"], answer["detail"])
                     if answer["kept"]:
                         found[name] = told
-                        postponed.pop(answer["object_id"], None)
+                        postponed.pop(name, None)
                     else:
-                        postponed[answer["object_id"]] = told
+                        postponed[name] = told
                 left = [i for i in left if names[i] not in found]
             for i in left:
-                reason, detail = postponed[objects[names[i]]]
+                reason, detail = postponed[names[i]]
                 if reason in _OF_THE_CLIP:
-                    found[names[i]] = postponed.pop(objects[names[i]])
+                    found[names[i]] = postponed.pop(names[i])
                     self._write([{"entry": names[i], "reason": reason, "detail": detail}])
             left = [i for i in left if names[i] not in found]
         except StorageUnavailable as error:
             raise RunError(f"not finished: {error}; run the same command again", 1) from error
         rejected = {objects[n]: (r, d) for n in names if n in found for r, d in [found[n]] if r is not None}
-        return CacheSummary(len(missing) - len(left), len(keys) - len(missing), rejected, postponed)
+        later = {objects[name]: told for name, told in postponed.items()}
+        return CacheSummary(len(missing) - len(left), len(keys) - len(missing), rejected, later)
 
-    def open(self, object_ids: Sequence[str], etags: Sequence[str | None]) -> CachedClips:
+    def open(
+        self,
+        object_ids: Sequence[str],
+        etags: Sequence[str | None],
+        frames: Sequence[Sequence[int] | None] | None = None,
+    ) -> CachedClips:
         """The inputs of these clips, in this order. KeyError where one is not there."""
-        return CachedClips(self, [entry_name(*pair) for pair in zip(object_ids, etags, strict=True)])
+        named = [None] * len(object_ids) if frames is None else frames
+        return CachedClips(self, [entry_name(*key) for key in zip(object_ids, etags, named, strict=True)])
 
     def shards(self) -> Iterator[pa.RecordBatch]:
         """Every shard, mapped into memory: from the folder itself, or from a copy on this machine."""
@@ -273,6 +283,11 @@ class CachedClips:
         return out
 
 
+def _named_by(keys: pa.Table) -> list[str]:
+    """The columns that name an entry."""
+    return ["object_id", "etag", *(["frames"] if "frames" in keys.column_names else [])]
+
+
 def _inputs(column: pa.LargeBinaryArray, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
     """The values of a column as one array, nulls left out: they take no bytes."""
     values = column.buffers()[2]
@@ -282,7 +297,7 @@ def _inputs(column: pa.LargeBinaryArray, shape: tuple[int, int, int]) -> NDArray
 
 
 class _CacheStage:
-    """Callable for `map_batches`: keys in; their inputs into one shard; object_id, etag, reason, detail, kept out."""
+    """Callable for `map_batches`: keys in; their inputs into one shard; object_id, entry, reason, detail, kept out."""
 
     def __init__(self, source: Storage, cache: ClipCache, ledger: Any) -> None:
         self.cache = cache
@@ -293,21 +308,20 @@ class _CacheStage:
         name = self.cache.window.name
         columns = ("object_id", "reason", "detail", "changed", f"input_{name}", f"frames_{name}")
         shard, answers = [], []
-        etags = keys["etag"].to_pylist()
-        for etag, row in zip(etags, decoded.select(columns).to_pylist(), strict=True):
+        entries = [entry_name(*key) for key in zip(*(keys[c].to_pylist() for c in _named_by(keys)), strict=True)]
+        for entry, row in zip(entries, decoded.select(columns).to_pylist(), strict=True):
             reason, detail = (_CHANGED, None) if row["changed"] else (row["reason"], row["detail"])
             kept = not (reason == _CHANGED or is_transient(reason, detail))
             answers.append(
-                {"object_id": row["object_id"], "etag": etag, "reason": reason, "detail": detail, "kept": kept}
+                {"object_id": row["object_id"], "entry": entry, "reason": reason, "detail": detail, "kept": kept}
             )
             if kept:
-                entry = entry_name(row["object_id"], etag)
                 shard.append({"entry": entry, "reason": reason, "detail": detail})
                 if reason is None:
                     shard[-1] |= {"input": row[f"input_{name}"], "frames": row[f"frames_{name}"]}
         if shard:
             self.cache._write(shard)
         schema = pa.schema(
-            [*(pa.field(n, pa.string()) for n in ("object_id", "etag", "reason", "detail")), ("kept", pa.bool_())]
+            [*(pa.field(n, pa.string()) for n in ("object_id", "entry", "reason", "detail")), ("kept", pa.bool_())]
         )
         return pa.Table.from_pylist(answers, schema)

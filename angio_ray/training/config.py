@@ -16,9 +16,9 @@ from angio_ray.training.recipes import Recipe, RecipeChanges, find_recipe
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
 _SPLIT_TEST = 0.15
 """Share of all clips that a split tests on."""
-_TASK_NAMES = {"stenosis-frames": "contrast"}
+_TASK_NAMES = {"stenosis-frames": "contrast", "stenosis-class": "stenosis"}
 """Other names of tasks."""
-_NETS = {"contrast": "frames_lstm"}
+_NETS = {"contrast": "frames_lstm", "stenosis": "stenosis_s"}
 """Default net of tasks that need another than the quality task."""
 _SCHEMES = {"kfold": "k{folds}", "split": "split", "leave_one_patient_out": "lopo", "leave_one_acquisition_out": "loao"}
 
@@ -28,8 +28,8 @@ class TrainConfig:
     """One experiment: which net on which clips and labels, by which folds and recipe."""
 
     task: str
-    """What is learnt: quality, artery (LCA or RCA; never mirrored) or contrast, which is stenosis-frames too (the frames of
-    full contrast)."""
+    """What is learnt: quality, artery (LCA or RCA; never mirrored), contrast, which is stenosis-frames too (the frames of full
+    contrast), or stenosis, which is stenosis-class too (the worst narrowing of those frames)."""
     _: KW_ONLY
     labels: str
     """CSV or Parquet file of labels, local or s3:// (columns: see the module `training.labels`), or the name of a set of
@@ -48,8 +48,8 @@ class TrainConfig:
     experiment: str | None = None
     """Name of the experiment. The same name again goes on where it stopped. Default: task, net and folds."""
     net: str = ""
-    """Architecture: r18_2d, r152_2d, r18_3d, r152_3d, x3d_s; for contrast frames_lstm, inception_lstm. Default: x3d_s,
-    frames_lstm."""
+    """Architecture: r18_2d, r152_2d, r18_3d, r152_3d, x3d_s; for contrast frames_lstm, inception_lstm; for stenosis stenosis_s,
+    inception_v3, or with _3cat after it for three classes. Default: x3d_s, frames_lstm, stenosis_s."""
     recipe: str = "short"
     """Named defaults of the training: paper, short, smoke."""
     changes: Annotated[RecipeChanges, Parameter(name="*")] = field(default_factory=RecipeChanges)
@@ -137,16 +137,18 @@ class TrainConfig:
             raise ConfigError(str(error)) from None
         from angio_ray.models import NETS, TASKS  # numpy and OpenCV come with them: not for --help
 
-        if self.task in TASKS and NETS[self.net].per_frame != TASKS[self.task].per_frame:
-            fit = ", ".join(name for name, spec in NETS.items() if spec.per_frame == TASKS[self.task].per_frame)
+        if self.task in TASKS and NETS[self.net].layout not in TASKS[self.task].layouts:
+            fit = ", ".join(name for name, spec in NETS.items() if spec.layout in TASKS[self.task].layouts)
             raise ConfigError(f"--net {self.net} is not for {self.task}; there is {fit}")
         if self.task in TASKS and TASKS[self.task].per_frame:
             if self.threshold != "youden":
                 raise ConfigError(f"--threshold: that of {self.task} is the one with the least error of both ends")
-            if recipe.balance == "sampler":
-                raise ConfigError(f"--balance sampler: a clip of {self.task} has frames of all classes; take weights")
         elif recipe.loss != "cross_entropy":
             raise ConfigError(f"--loss {recipe.loss}: for nets with a class per frame")
+        if recipe.balance == "sampler" and NETS[self.net].per_frame:
+            raise ConfigError(f"--balance sampler: {self.net} gives each frame a class; take weights")
+        if (recipe.redundancy or recipe.box_weight) and not (self.task in TASKS and TASKS[self.task].named_frames):
+            raise ConfigError("--redundancy and --box-weight: for stenosis-class")
         window = NETS[self.net].window
         for stage in recipe.stages:
             if stage.size > window.size or stage.frames > window.num_frames:

@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.fs
 import ray
 import ray.train
@@ -34,11 +35,12 @@ from torch import Tensor
 from angio_ray.evaluation.pooled import FoldsSummary
 from angio_ray.models import NETS, TASKS
 from angio_ray.models.bundles import BundleError, Origin, load_bundle
-from angio_ray.models.classifier import KINETICS_MEAN, KINETICS_STD
+from angio_ray.models.classifier import KINETICS_MEAN, KINETICS_STD, ClipClassifier
 from angio_ray.models.contrast import CLASSES as CONTRAST_CLASSES
 from angio_ray.models.contrast import frame_classes
 from angio_ray.models.interface import UNJUDGED
 from angio_ray.models.pretrained import PretrainedError, load_pretrained
+from angio_ray.models.stenosis import map_boxes
 from angio_ray.scoring.cluster import check_nodes_see, ray_cluster
 from angio_ray.scoring.config import ConfigError, IndexConfig, RunError
 from angio_ray.scoring.driver import StopEvent, stop_signals
@@ -68,16 +70,19 @@ from angio_ray.training.labels import (
     stored_labels,
     task_clips,
 )
-from angio_ray.training.loop import Epoch, FitError, Part, Place, State, fit, predict
+from angio_ray.training.loop import Epoch, FitError, Part, Place, State, fit, predict, predict_maps
+from angio_ray.training.named_frames import NamedFrames, frames_without_contrast, marked_frames, named_frames
 from angio_ray.training.progress import Progress
 from angio_ray.training.results import (
     Experiment,
     Outcome,
     fold_is_written,
+    study_lines,
     summary_lines,
     write_fold,
     write_summary,
 )
+from angio_ray.training.stenosis_results import FoundBoxes
 
 log = logging.getLogger(__name__)
 
@@ -119,9 +124,17 @@ class _Clips:
     target_N: NDArray[np.int64]
     contrast: tuple[tuple[int | None, ...], ...] = ()
     """Of tasks with a class per frame: first and last frame of any contrast around those of full contrast, in the file's own."""
+    named: tuple[NamedFrames, ...] = ()
+    """Of tasks that see frames one by one."""
+    redundant: tuple[tuple[int, ...], ...] = ()
+    """Of these, what is shown beside the candidate frames of each clip, under its class."""
+    marked: tuple[tuple[int, ...], ...] = ()
+    """Of these, the frames that found boxes are judged on."""
 
     def part(self, cache: ClipCache) -> tuple[Part, tuple[Span, ...]]:
         """Inputs and targets; of tasks with a class per frame what is known of each clip's frames, too."""
+        if self.named:
+            return self._named_part(cache)
         clips = cache.open(self.object_ids, self.etags)
         if not self.contrast:
             return Part(clips, self.target_N), ()
@@ -131,6 +144,37 @@ class _Clips:
             target_T[: len(shown_T)] = frame_classes(shown_T, contrast)
             spans.append(Span.of(target_T, len(shown_T), len(CONTRAST_CLASSES) - 1))
         return Part(clips, target_NT), tuple(spans)
+
+    def _named_part(self, cache: ClipCache) -> tuple[Part, tuple[Span, ...]]:
+        keys = list(zip(self.object_ids, self.etags, strict=True))
+        rows: list[tuple[Any, ...]] = [
+            (*key, named.frames, named.target, named.boxes_S6) for key, named in zip(keys, self.named, strict=True)
+        ]
+        rows += [
+            (*key, frames, named.target, None)
+            for key, named, frames in zip(keys, self.named, self.redundant or [()] * len(keys), strict=True)
+            if frames
+        ]
+        object_ids, etags, frames, targets, boxes = zip(*rows, strict=True)
+        target_NT = np.full((len(rows), cache.window.num_frames), UNJUDGED, np.int64)
+        for target_T, shown, target in zip(target_NT, frames, targets, strict=True):
+            target_T[: len(shown)] = target
+        spans = tuple(Span(len(shown), None) for shown in frames)
+        return Part(cache.open(object_ids, etags, frames), target_NT, boxes), spans
+
+    def found_boxes(self, classifier: ClipClassifier, cache: ClipCache, place: Place) -> tuple[FoundBoxes, ...]:
+        """What the maps show on the frames that boxes were marked on."""
+        rows = [i for i, frames in enumerate(self.marked) if frames]
+        if not rows or classifier.layout != "BCTHW-maps":
+            return ()
+        frames = [self.marked[i] for i in rows]
+        clips = cache.open([self.object_ids[i] for i in rows], [self.etags[i] for i in rows], frames)
+        maps_NThw = predict_maps(classifier, clips, len(rows), place)
+        return tuple(
+            FoundBoxes(clip, frame, map_boxes(cells, 1.0))
+            for clip, shown, maps_Thw in zip(rows, frames, maps_NThw, strict=True)
+            for frame, cells in zip(shown, maps_Thw[: len(shown)], strict=True)
+        )
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -198,7 +242,7 @@ def _train(config: TrainConfig) -> TrainSummary:
             )
         join = join_labels(root, key, labels, source=config.clips)
         _tell(join, out, config)
-        clips, target_N = task_clips(join.clips, config.task)
+        clips, target_N = _with_frames(*task_clips(join.clips, config.task), config)
         # all that can be wrong with the arguments comes before the long work
         plan = FoldPlan(
             scheme=config.scheme,
@@ -212,7 +256,8 @@ def _train(config: TrainConfig) -> TrainSummary:
             with _another_name("label-set"):
                 check_labels(root, label_set, join)
         _stop(stop)
-        filled = cache.fill(clips, source, workers=max(1, int(sum(node.get("CPU", 0.0) for node in nodes))))
+        inputs = _named_inputs(clips, config) if TASKS[config.task].named_frames else clips
+        filled = cache.fill(inputs, source, workers=max(1, int(sum(node.get("CPU", 0.0) for node in nodes))))
         usable_N = _usable(clips, filled)
         clips, target_N = clips.filter(pa.array(usable_N)), target_N[usable_N]
         with _another_name("fold-set"):
@@ -249,12 +294,41 @@ def _train(config: TrainConfig) -> TrainSummary:
         figures = write_summary(experiment, root, trained=bool(missing))
     return TrainSummary(
         name=config.name,
-        lines=tuple(summary_lines(experiment, figures)),
+        lines=(*summary_lines(experiment, figures), *study_lines(experiment, root)),
         figures=figures,
         rejected=filled.rejected,
         bundles=out.child(config.name, "bundles"),
         seconds=time.monotonic() - started,
     )
+
+
+def _with_frames(
+    clips: pa.Table, target_N: NDArray[np.bool_], config: TrainConfig
+) -> tuple[pa.Table, NDArray[np.bool_]]:
+    """Of tasks that see frames one by one the clips whose full contrast is labelled; the others are said."""
+    if not TASKS[config.task].named_frames:
+        return clips, target_N
+    begin, end = (pc.is_valid(clips[name]).to_numpy(zero_copy_only=False) for name in ("contrast_begin", "contrast_end"))
+    if (left := int((~(begin & end)).sum())) == len(clips):
+        raise LabelError(f"no clip with a label for {config.task} has its frames of full contrast (contrast_begin, contrast_end)")
+    if left:
+        log.info("  %s clips have no contrast_begin and contrast_end: their frames cannot be chosen", f"{left:,}")
+    return clips.filter(pa.array(begin & end)), target_N[begin & end]
+
+
+def _named_inputs(clips: pa.Table, config: TrainConfig) -> pa.Table:
+    """The clips once for their candidate frames, again for those with boxes, and for those without contrast where the recipe
+    asks for them."""
+    spec = NETS[config.net]
+    rows = []
+    for row in clips.to_pylist():
+        lists = [named_frames(row, spec.window.num_frames, spec.classes).frames]
+        if marked := marked_frames(row, spec.window.num_frames):
+            lists.append(marked)
+        if config.chosen_recipe.redundancy and (without := frames_without_contrast(row, spec.window.num_frames)):
+            lists.append(without)
+        rows += [{**row, "frames": frames} for frames in dict.fromkeys(lists)]
+    return pa.Table.from_pylist(rows, clips.schema.append(pa.field("frames", pa.list_(pa.int32()))))
 
 
 def _place(uri: str) -> Storage:
@@ -396,7 +470,9 @@ def _binding(experiment: Experiment, config: TrainConfig, initial: _Initial) -> 
     uri = experiment.out.child(experiment.name, "experiment.json")
     with suppress(FileNotFoundError):
         stored = json.loads(experiment.out.read_bytes(uri))
-        stored["recipe"] = {"loss": "cross_entropy"} | stored.get("recipe", {})  # of experiments before there was another
+        before = {"loss": "cross_entropy", "box_weight": 0.0, "redundancy": False}
+        stored["recipe"] = before | stored.get("recipe", {})  # of experiments before there was another
+        stored["recipe"]["stages"] = [{"cut": False} | stage for stage in stored["recipe"].get("stages", ())]
         if differ := [name for name in facts if stored.get(name) != facts[name]]:
             raise ConfigError(
                 f"experiment {experiment.name} was begun with another {', '.join(differ)}: take another --experiment"
@@ -461,13 +537,22 @@ def _jobs(
         columns = [experiment.clips[c].to_pylist() for c in ("clip_id", *FRAME_TARGETS[experiment.task])]
         contrast = {clip_id: tuple(frames) for clip_id, *frames in zip(*columns, strict=True)}
 
-    def clips(part: pa.Table) -> _Clips:
+    spec, rows = NETS[experiment.net], {}
+    if TASKS[experiment.task].named_frames:
+        rows = {row["clip_id"]: row for row in experiment.clips.to_pylist()}
+
+    def clips(part: pa.Table, *, redundancy: bool = False, boxes: bool = False) -> _Clips:
         ids = part["clip_id"].to_pylist()
+        of = [rows[clip_id] for clip_id in ids] if rows else []
+        count = spec.window.num_frames
         return _Clips(
             object_ids=tuple(objects[clip_id][0] for clip_id in ids),
             etags=tuple(objects[clip_id][1] for clip_id in ids),
             target_N=np.asarray(part["target"].to_pylist(), np.int64),
             contrast=tuple(contrast[clip_id] for clip_id in ids) if contrast else (),
+            named=tuple(named_frames(row, count, spec.classes) for row in of),
+            redundant=tuple(frames_without_contrast(row, count) for row in of) if redundancy else (),
+            marked=tuple(marked_frames(row, count) for row in of) if boxes else (),
         )
 
     jobs = []
@@ -481,9 +566,9 @@ def _jobs(
                 recipe=experiment.recipe,
                 seed=config.seed * 1000 + number,
                 cache=cache,
-                train=clips(fold.train),
+                train=clips(fold.train, redundancy=experiment.recipe.redundancy),
                 validation=clips(fold.validation),
-                test=clips(fold.test),
+                test=clips(fold.test, boxes=True),
                 start=start,
                 gpu=rooms.gpu,
                 threads=rooms.cpus_per_worker,
@@ -691,6 +776,7 @@ def _train_worker(given: dict[str, Any]) -> None:
         test_N=predict(fitted.classifier, test.clips, len(test), place),
         validation_spans=validation_spans,
         test_spans=test_spans,
+        test_boxes=job.test.found_boxes(fitted.classifier, job.cache, place),
         epochs=fitted.epochs,
         best_epoch=fitted.best_epoch,
     )
@@ -728,6 +814,7 @@ def _write_outcome(folder: Path, outcome: Outcome) -> None:
         "test": outcome.test_N.tolist(),
         "validation_spans": [asdict(span) for span in outcome.validation_spans],
         "test_spans": [asdict(span) for span in outcome.test_spans],
+        "test_boxes": [[found.clip, found.frame, found.boxes_D5.tolist()] for found in outcome.test_boxes],
         "epochs": [asdict(epoch) for epoch in outcome.epochs],
         "best_epoch": outcome.best_epoch,
     }
@@ -746,6 +833,10 @@ def _read_outcome(folder: Path) -> Outcome | None:
         test_N=np.asarray(scores["test"], np.float32),
         validation_spans=_spans(scores.get("validation_spans", ())),
         test_spans=_spans(scores.get("test_spans", ())),
+        test_boxes=tuple(
+            FoundBoxes(clip, frame, np.array(boxes, np.float64).reshape(-1, 5))
+            for clip, frame, boxes in scores.get("test_boxes", ())
+        ),
         epochs=tuple(Epoch(**epoch) for epoch in scores["epochs"]),
         best_epoch=scores["best_epoch"],
     )

@@ -44,6 +44,7 @@ from angio_ray.storage import Storage, canonical_uri
 from angio_ray.tables.root import TableRoot
 from angio_ray.tables.row_sets import check_set, read_set, write_set
 from angio_ray.tables.schema import arrow_schema
+from angio_ray.training.named_frames import worst_class
 
 KEY_COLUMNS = ("clip_id", "sop_instance_uid", "uri", "path")
 """Columns that name the clip."""
@@ -53,6 +54,9 @@ TARGETS: dict[str, tuple[str, Any]] = {"quality": ("quality", "unsatisfactory"),
 FRAME_TARGETS = {"contrast": ("first_contrast", "contrast_begin", "contrast_end", "last_contrast")}
 """Task with a class per frame -> the columns that say which frames have which: the middle two, or the outer two where no
 frame is full."""
+
+_NAMED_FRAMES = "stenosis"
+"""The task that is taught on frames of full contrast, each with the class of the clip's worst narrowing."""
 
 _LABELS = arrow_schema("labels")
 LABEL_COLUMNS = tuple(
@@ -75,6 +79,8 @@ LABELLED = pa.schema(
         pa.field("acquisition_id", pa.string(), nullable=False),
         pa.field("plane", pa.string()),
         pa.field("synthetic", pa.bool_(), nullable=False),
+        pa.field("rows", pa.int32()),
+        pa.field("columns", pa.int32()),
         *(_LABELS.field(name).remove_metadata() for name in LABEL_COLUMNS),
     ]
 )
@@ -432,6 +438,8 @@ class _Clip:
     dicom_patient_id: str | None
     acquisition_datetime: str | None
     plane: str | None
+    rows: int | None
+    columns: int | None
     synthetic: bool | None
     reason: str | None
 
@@ -506,13 +514,17 @@ def task_clips(clips: pa.Table, task: str = "quality") -> tuple[pa.Table, NDArra
     is of the half in which full contrast lasts longer: folds are to have as many of both.
     `clips`: `LabelJoin.clips` or a set of the table `labels`. LabelError for a task without labels, or none for it.
     """
-    if task not in TARGETS and task not in FRAME_TARGETS:
-        raise LabelError(f"no labels are known for task {task!r}: one of {', '.join([*TARGETS, *FRAME_TARGETS])}")
+    if task not in (*TARGETS, *FRAME_TARGETS, _NAMED_FRAMES):
+        known = ", ".join([*TARGETS, *FRAME_TARGETS, _NAMED_FRAMES])
+        raise LabelError(f"no labels are known for task {task!r}: one of {known}")
     if task in FRAME_TARGETS:
         first, begin, end, last = (pc.is_valid(clips[name]) for name in FRAME_TARGETS[task])
         full, seen = pc.and_(begin, end), pc.and_(first, last)
         column = f"{FRAME_TARGETS[task][1]} and {FRAME_TARGETS[task][2]}"
         labelled = clips.filter(pc.or_(full, pc.and_(seen, pc.invert(pc.or_(begin, end)))))
+    elif task == _NAMED_FRAMES:
+        column = "stenoses"
+        labelled = clips.filter(pc.is_valid(clips[column]))
     else:
         column = TARGETS[task][0]
         labelled = clips.filter(pc.is_valid(clips[column]))
@@ -528,6 +540,8 @@ def task_clips(clips: pa.Table, task: str = "quality") -> tuple[pa.Table, NDArra
         longer_N = np.zeros(len(labelled), np.bool_)
         longer_N[longest_first[: len(labelled) // 2]] = True  # by rank: equal lengths are divided too
         return labelled, longer_N
+    if task == _NAMED_FRAMES:
+        return labelled, np.array([worst_class(found, 2) > 0 for found in labelled["stenoses"].to_pylist()], np.bool_)
     positive = TARGETS[task][1]
     return labelled, np.array([value == positive for value in labelled[column].to_pylist()], np.bool_)
 

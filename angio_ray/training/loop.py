@@ -30,10 +30,10 @@ from torch.nn.parallel import DistributedDataParallel
 
 from angio_ray.models import NETS
 from angio_ray.models.backends import bf16_units
-from angio_ray.models.classifier import ClipClassifier
+from angio_ray.models.classifier import ClipClassifier, pooled
 from angio_ray.models.interface import NOT_LAST, UNJUDGED
-from angio_ray.training.augment import augment
-from angio_ray.training.losses import soft_convolutional_f1
+from angio_ray.training.augment import augment_located, cut_out
+from angio_ray.training.losses import MOTION, box_loss, boxes_of_frames, soft_convolutional_f1
 from angio_ray.training.quick_nets import fit_for_training, settle_statistics
 from angio_ray.training.recipes import Recipe, Stage
 
@@ -76,6 +76,8 @@ class Part:
     clips: Clips
     target_N: NDArray[np.int64]
     """1: the positive class. For nets with a class per frame (N, T): the frame's class, or UNJUDGED."""
+    boxes: tuple[NDArray[np.float32] | None, ...] = ()
+    """Of each clip what was marked on its frames, (S, 6) as `losses.boxes_of_frames` takes them; None: nothing is known."""
 
     def __len__(self) -> int:
         return len(self.target_N)
@@ -234,6 +236,20 @@ def predict(
     return np.asarray(_gathered(found, place), np.float32)
 
 
+@torch.no_grad()
+def predict_maps(
+    classifier: ClipClassifier, clips: Clips, num_clips: int, place: Place | None = None
+) -> NDArray[np.float32]:
+    """Of nets with maps: probability of any class but the first in each cell, (N, T, h, w), float32; shared as above."""
+    place = place or Place()
+    classifier.eval()
+    found = []
+    for x in _read_ahead(clips, _batches_of(_share(np.arange(num_clips), place), _WHOLE_CLIPS_AT_ONCE)):
+        maps = classifier.maps(x.to(place.device)).float()
+        found.append((1 - torch.softmax(F.pad(maps, (0, 0, 0, 0, 1, 0)), dim=2)[:, :, 0]).cpu().numpy())
+    return np.asarray(_gathered(found, place), np.float32)
+
+
 class _Loop:
     def __init__(
         self,
@@ -268,7 +284,7 @@ class _Loop:
         for module in self.classifier.modules():
             if isinstance(module, nn.Dropout) and recipe.dropout is not None:
                 module.p = recipe.dropout
-        self.model: nn.Module = _Logits(self.classifier)
+        self.model: nn.Module = _Trained(self.classifier)
         if place.world > 1:
             self.model = DistributedDataParallel(
                 self.model, device_ids=None if self.device.type == "cpu" else [self.device]
@@ -417,22 +433,38 @@ class _Loop:
         reading = _read_ahead(self.train.clips, [rows for share in shares for rows in share], self.device)
         total = torch.zeros((), device=self.device)
         for step, (batch, share) in enumerate(zip(batches, shares, strict=True)):
-            target_B = thinned_targets(self.target_N[batch], stage.frames)
+            shown = self._shown(stage, number, step)
+            target_B = thinned_targets(self.target_N[batch], stage.frames, shown)
             whole = self._weight(target_B).sum().clamp(min=1e-9)
             self.optimizer.zero_grad(set_to_none=True)
             for i, rows in enumerate(share):
                 generator = torch.Generator().manual_seed(_mixed(self.seed, number, step, i * place.world + place.rank))
-                x = augment(thinned(next(reading).to(self.device), stage.size, stage.frames), recipe.augment, generator)
-                target = thinned_targets(self.target_N[rows], stage.frames).flatten()
+                x = next(reading)
+                whole_px = x.shape[-1]
+                marked = [self.train.boxes[row] for row in rows] if self.train.boxes else []
+                if stage.cut:
+                    rng = np.random.default_rng((self.seed, number, step, i * place.world + place.rank))
+                    x, marked = cut_out(x, marked, stage.size, rng)
+                x = thinned(x.to(self.device), stage.size, stage.frames, shown)
+                x, homography_B33 = augment_located(x, recipe.augment, generator)
+                target = thinned_targets(self.target_N[rows], stage.frames, shown).flatten()
                 weight = self._weight(target).to(self.device)
                 with self._local(last=i == len(share) - 1):
                     with self._autocast():
-                        logits = self.model(x)
-                    if recipe.loss == "f1":
+                        out = self.model(x)
+                    maps = out.float() if self.classifier.layout == "BCTHW-maps" else None
+                    logits = out if maps is None else pooled(maps, self.classifier.pool)
+                    if stage.cut:
+                        loss = torch.zeros((), device=self.device)
+                    elif recipe.loss == "f1":
                         loss = _f1_loss(logits.float(), target.to(self.device)) / len(batch)
                     else:
                         each = _cross_entropy(logits.float().flatten(0, -2), target.to(self.device), recipe.label_smoothing)
                         loss = (each * weight).sum() / whole
+                    if maps is not None and recipe.box_weight and marked:
+                        motion = MOTION * (whole_px / stage.size if stage.cut else 1.0)
+                        of_frames = self._boxes(marked, homography_B33, shown, motion)
+                        loss = loss + recipe.box_weight * box_loss(maps.flatten(0, 1), of_frames) / target_B.numel()
                     # DistributedDataParallel takes the mean over the workers; the sum is meant
                     (loss * place.world).backward()
                 total += loss.detach() * len(batch)
@@ -444,6 +476,28 @@ class _Loop:
             for buffer in self.classifier.net.buffers():
                 dist.broadcast(buffer, 0)
         return float(total), sum(map(len, batches))
+
+    def _shown(self, stage: Stage, number: int, step: int) -> NDArray[np.int64] | None:
+        """Places of the frames that a step shows, of nets that see each frame by itself: now these, now others. None: evenly."""
+        there = self.target_N.shape[-1]
+        if self.classifier.layout != "BCTHW-maps" or stage.frames >= there:
+            return None
+        rng = np.random.default_rng((self.seed, number, step))
+        return np.sort(rng.choice(there, stage.frames, replace=False))
+
+    def _boxes(
+        self,
+        marked_B: Sequence[NDArray[np.float32] | None],
+        homography_B33: Tensor,
+        shown: NDArray[np.int64] | None,
+        motion: float,
+    ) -> list[Tensor | None]:
+        """Of each frame of the clips that were changed so, one after the other."""
+        places = range(self.target_N.shape[-1]) if shown is None else shown.tolist()
+        found: list[Tensor | None] = []
+        for marked, homography_33 in zip(marked_B, homography_B33, strict=True):
+            found += [None] * len(places) if marked is None else boxes_of_frames(marked, places, homography_33, motion=motion)
+        return found
 
     def _weight(self, target: Tensor) -> Tensor:
         """Of each target in the loss."""
@@ -521,16 +575,17 @@ def _f1_loss(logits_BTK: Tensor, target_N: Tensor) -> Tensor:
     return (1 - torch.stack(scores).mean(dim=0)).sum()
 
 
-class _Logits(nn.Module):
-    """DistributedDataParallel wraps `forward`; training wants logits."""
+class _Trained(nn.Module):
+    """DistributedDataParallel wraps `forward`; training wants logits, or the maps that they come from."""
 
     def __init__(self, classifier: ClipClassifier) -> None:
         super().__init__()
         self.classifier = classifier
 
     def forward(self, x_BTHW: Tensor) -> Tensor:
-        logits: Tensor = self.classifier.logits(x_BTHW)
-        return logits
+        classifier = self.classifier
+        out: Tensor = classifier.maps(x_BTHW) if classifier.layout == "BCTHW-maps" else classifier.logits(x_BTHW)
+        return out
 
 
 @dataclass(frozen=True, slots=True)
@@ -541,22 +596,26 @@ class _Thinned:
     stage: Stage
 
     def read(self, rows_B: NDArray[np.intp]) -> Any:
-        return thinned(torch.from_numpy(self.clips.read(rows_B)), self.stage.size, self.stage.frames).numpy()
+        clips = torch.from_numpy(self.clips.read(rows_B))
+        return thinned(clips, clips.shape[-1] if self.stage.cut else self.stage.size, self.stage.frames).numpy()
 
 
-def thinned(x_BTHW: Tensor, size: int, frames: int) -> Tensor:
-    """Clips at size x size px by area averaging, and so many of their frames, evenly; float32 where the size changes."""
+def thinned(x_BTHW: Tensor, size: int, frames: int, shown: NDArray[np.int64] | None = None) -> Tensor:
+    """Clips at size x size px by area averaging, and so many of their frames, evenly if not `shown`; float32 where the size
+    changes."""
     there = x_BTHW.shape[1]
     if frames < there:
-        x_BTHW = x_BTHW[:, torch.from_numpy(_evenly(there, frames))]
+        x_BTHW = x_BTHW[:, torch.from_numpy(_evenly(there, frames) if shown is None else shown)]
     if x_BTHW.shape[-1] <= size:
         return x_BTHW
     return F.interpolate(x_BTHW.float(), (size, size), mode="area")
 
 
-def thinned_targets(target_N: Any, frames: int) -> Any:
+def thinned_targets(target_N: Any, frames: int, shown: NDArray[np.int64] | None = None) -> Any:
     """Targets per frame, (N, T), of those frames that `thinned` leaves; targets per clip as they are."""
-    return target_N if target_N.ndim == 1 or frames >= target_N.shape[1] else target_N[:, _evenly(target_N.shape[1], frames)]
+    if target_N.ndim == 1 or frames >= target_N.shape[1]:
+        return target_N
+    return target_N[:, _evenly(target_N.shape[1], frames) if shown is None else shown]
 
 
 def _evenly(there: int, frames: int) -> NDArray[np.int64]:
@@ -564,7 +623,7 @@ def _evenly(there: int, frames: int) -> NDArray[np.int64]:
 
 
 def _per_frame(classifier: ClipClassifier) -> bool:
-    return classifier.layout == "BCTHW-frames"
+    return classifier.layout in ("BCTHW-frames", "BCTHW-maps")
 
 
 def _at_once(classifier: ClipClassifier, clips: int) -> int:

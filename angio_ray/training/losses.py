@@ -1,17 +1,24 @@
-"""The stenosis paper's loss for frames in order: a soft F1 score that forgives small shifts in time (spec section 2).
+"""Losses that no library has: a soft F1 score of frames in order, and boxes as a lesson for maps.
 
-The paper names it "convolutional F1 score" and defines it no further. Here a frame called full counts as right by how much of
-the true span lies within `tolerance` frames of it (the target convolved in time, at most 1), and a true frame as found by how
-much the calls around it add up to. Knows nothing of clips or nets.
+The F1 score is the stenosis paper's (spec section 2), which names it "convolutional F1 score" and defines it no further. Here a
+frame called full counts as right by how much of the true span lies within `tolerance` frames of it (the target convolved in time,
+at most 1), and a true frame as found by how much the calls around it add up to. Knows nothing of clips or nets.
 
-Shapes: B clips, T frames.
+Shapes: B clips, T frames, N frames, K classes, h x w cells of a map, S boxes of a clip.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
+
+from angio_ray.models.classifier import SHARPNESS
 
 
 def soft_convolutional_f1(probability_BT: Tensor, target_BT: Tensor, judged_BT: Tensor, *, tolerance: int = 2) -> Tensor:
@@ -37,6 +44,77 @@ def soft_convolutional_f1(probability_BT: Tensor, target_BT: Tensor, judged_BT: 
     f1 = 2 * precision * recall / (precision + recall).clamp(min=1e-6)
     empty = 1 - p.sum(dim=1) / judged_BT.sum(dim=1).clamp(min=1)
     return torch.where(y.sum(dim=1) > 0, f1, empty)
+
+
+MOTION = 0.04
+"""How far the heart carries a narrowing from one frame to another, as a share of the side (20 px of 512)."""
+_CELLS_PER_BOX = 20.0
+"""So many cells without a narrowing weigh as much as one narrowing."""
+
+
+def box_loss(maps_NKhw: Tensor, boxes_N: Sequence[Tensor | None]) -> Tensor:
+    """What a map says of boxes and of what lies outside them, summed over the frames.
+
+    Each box of a known class must hold a cell that says so (the smooth maximum of its cells, as of a frame); no cell outside all
+    boxes may say anything. Boxes of the first class are background; of an unknown class, neither.
+
+    Parameters
+    ----------
+    maps_NKhw
+        Log-odds of each class but the first against it, (N, K - 1, h, w).
+    boxes_N
+        Of each frame (S, 5): class, x0, y0, x1, y1 as shares of the sides; None where nobody looked: no loss.
+    """
+    height, width = maps_NKhw.shape[-2:]
+    says = F.softplus(torch.logsumexp(maps_NKhw, dim=1))  # -log of the first class's probability
+    outside = torch.ones_like(says)
+    held, classes = [], []
+    for frame, boxes_S5 in enumerate(boxes_N):
+        if boxes_S5 is None:
+            outside[frame] = 0
+            continue
+        for of, x0, y0, x1, y1 in boxes_S5.tolist():
+            if of == 0:
+                continue
+            columns = slice(max(0, math.floor(x0 * width)), min(width, math.ceil(x1 * width)))
+            rows = slice(max(0, math.floor(y0 * height)), min(height, math.ceil(y1 * height)))
+            outside[frame, rows, columns] = 0
+            cells = maps_NKhw[frame, :, rows, columns].flatten(1)
+            if of > 0 and cells.shape[1]:
+                held.append(torch.logsumexp(SHARPNESS * cells, dim=1) / SHARPNESS)
+                classes.append(int(of))
+    loss = (says * outside).sum() / _CELLS_PER_BOX
+    if held:
+        logits_SK = F.pad(torch.stack(held), (1, 0))
+        loss = loss + F.cross_entropy(logits_SK, torch.tensor(classes, device=logits_SK.device), reduction="sum")
+    return loss
+
+
+def boxes_of_frames(
+    boxes_S6: NDArray[np.float32],
+    places: Sequence[int],
+    homography_33: Tensor | None = None,
+    *,
+    motion: float = MOTION,
+) -> list[Tensor]:
+    """The boxes of a clip as its frames at these places may have them: (S, 5) for `box_loss`.
+
+    boxes_S6: place of the frame that it was marked on (negative: another), class, x0, y0, x1, y1 as shares. On other frames it is
+    larger by `motion` on each side. homography_33: where the frames' points come from, in -1..1 (`augment_located`).
+    """
+    boxes = torch.from_numpy(np.asarray(boxes_S6, np.float32))
+    found = []
+    for frame in places:
+        here = boxes[:, 2:].clone()
+        elsewhere = boxes[:, 0] != frame
+        here[elsewhere] += motion * torch.tensor([-1.0, -1.0, 1.0, 1.0])
+        if homography_33 is not None and len(here):
+            corners = here[:, [0, 1, 2, 1, 0, 3, 2, 3]].view(-1, 4, 2) * 2 - 1
+            points = F.pad(corners, (0, 1), value=1.0) @ torch.linalg.inv(homography_33.float().cpu()).T
+            points = (points[..., :2] / points[..., 2:] + 1) / 2
+            here = torch.cat([points.amin(dim=1), points.amax(dim=1)], dim=1)
+        found.append(torch.cat([boxes[:, 1:2], here], dim=1))
+    return found
 
 
 def _near(x_BT: Tensor, tolerance: int) -> Tensor:

@@ -80,13 +80,15 @@ class Stage:
     frames: int
     """Every so many of the window's frames that these are left."""
     epochs: int
+    cut: bool = False
+    """Squares of this size are cut from the whole frames, around a box or anywhere, and taught by their boxes alone."""
 
     def __post_init__(self) -> None:
         if min(self.size, self.frames, self.epochs) < 1:
             raise ValueError("a stage is size x frames x epochs, all at least 1")
 
     def __str__(self) -> str:
-        return f"{self.size}x{self.frames}x{self.epochs}"
+        return f"{'cut' * self.cut}{self.size}x{self.frames}x{self.epochs}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -109,6 +111,11 @@ class Recipe:
     """Longest gradient of a step; 0: any."""
     loss: Loss = "cross_entropy"
     """f1: the stenosis paper's, for nets with a class per frame; over the first and the last class, each as good as the other."""
+    box_weight: float = 0.0
+    """Of the boxes in the loss, for nets with maps: 0 teaches by the classes of frames alone, as the stenosis paper does."""
+    redundancy: bool = False
+    """The stenosis paper's: frames without contrast beside the candidate frames of every training clip, under the clip's class,
+    so that no background speaks for one."""
     balance: Balance = "weights"
     """Against unequal classes: weights in the loss, or each class drawn as often (with repeats), or nothing."""
     label_smoothing: float = 0.0
@@ -132,6 +139,8 @@ class Recipe:
     def __post_init__(self) -> None:
         if not self.stages:
             raise ValueError("a recipe needs at least one stage")
+        if not self.box_weight and any(stage.cut for stage in self.stages):
+            raise ValueError("stages that cut squares from the frames need a box weight: the boxes teach them")
         if self.batch_size < 2:
             raise ValueError("batch size: at least 2 (batch normalisation)")
         if self.micro_batch is not None and self.micro_batch < 2:
@@ -139,7 +148,7 @@ class Recipe:
         for name in ("learning_rate", "gamma", "step_epochs"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name.replace('_', ' ')}: must be above 0")
-        for name in ("weight_decay", "clip_norm", "settle_clips"):
+        for name in ("weight_decay", "clip_norm", "settle_clips", "box_weight"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name.replace('_', ' ')}: must not be below 0")
         if self.dropout is not None and not 0 <= self.dropout < 1:
@@ -183,14 +192,14 @@ class Recipe:
 
 
 def parse_stages(text: str) -> tuple[Stage, ...]:
-    """Stages as typed: size x frames x epochs, with commas between (`80x4x12,160x16x2`). ValueError."""
+    """Stages as typed: size x frames x epochs, with commas between (`80x4x12,160x16x2`; `cut256x4x8`). ValueError."""
     stages = []
     for word in text.split(","):
-        found = re.fullmatch(r"(\d+)x(\d+)x(\d+)", word.strip())
+        found = re.fullmatch(r"(cut)?(\d+)x(\d+)x(\d+)", word.strip())
         if not found:
             raise ValueError(f"stages {text!r}: size x frames x epochs each, such as 80x4x12,160x16x2")
-        size, frames, epochs = map(int, found.groups())
-        stages.append(Stage(size=size, frames=frames, epochs=epochs))
+        size, frames, epochs = map(int, found.groups()[1:])
+        stages.append(Stage(size=size, frames=frames, epochs=epochs, cut=bool(found[1])))
     return tuple(stages)
 
 
@@ -214,7 +223,8 @@ class RecipeChanges:
     """What to change in a recipe; None leaves it."""
 
     stages: str | None = None
-    """Size x frames x epochs of each stage, with commas between: 80x4x12,160x16x2."""
+    """Size x frames x epochs of each stage, with commas between: 80x4x12,160x16x2. cut256x4x8: squares cut from the frames, for
+    nets with maps."""
     epochs: int | None = None
     """Of all stages together, divided as the recipe divides them."""
     batch_size: int | None = None
@@ -235,6 +245,10 @@ class RecipeChanges:
     """Longest gradient of a step; 0: any."""
     loss: Loss | None = None
     """Of nets with a class per frame: f1 is the paper's."""
+    box_weight: float | None = None
+    """Of the boxes in the loss, for nets with maps; 0: by the classes of frames alone, as the paper does."""
+    redundancy: bool | None = None
+    """Frames without contrast beside the candidate frames in training (the stenosis paper's)."""
     balance: Balance | None = None
     """Against unequal classes: weights in the loss, each class drawn as often, or nothing."""
     label_smoothing: float | None = None
@@ -315,6 +329,25 @@ def _short(*stages: tuple[int, int, int], **changes: Any) -> Recipe:
     return Recipe(stages=_stages(*stages), **options)
 
 
+def _frames_paper(size: int) -> Recipe:
+    """Nothing is stated of the stenosis classifier's training: rate as the candidate frames' classifier, the rest ours."""
+    return Recipe(
+        stages=_stages((size, 8, 100)),
+        batch_size=8,
+        learning_rate=1e-4,
+        weight_decay=0.0,
+        step_epochs=100,
+        clip_norm=0.0,
+        augment=AugmentConfig().scaled(0.5),
+    )
+
+
+def _frames(*stages: tuple[int, int, int], **changes: Any) -> Recipe:
+    """Single frames: some of each clip in an epoch, others in the next."""
+    options: dict[str, Any] = {"batch_size": 8, "micro_batch": 4, "dropout": None, "step_epochs": 4, "settle_clips": 24}
+    return _short(*stages, **(options | changes))
+
+
 def _short_resnet(*stages: tuple[int, int, int], **changes: Any) -> Recipe:
     """Small inputs for one processor core and some 260 clips; what they gave, and that it is too little: docs/experiments.md."""
     return _short(*stages, batch_size=8, step_epochs=10, augment=AugmentConfig().scaled(0.3), **changes)
@@ -327,6 +360,9 @@ def _whole_clips(*stages: tuple[int, int, int], **changes: Any) -> Recipe:
     return _short(*stages, **(options | changes))
 
 
+_CATEGORIES = ("", "_3cat")
+"""Suffixes of nets with the paper's two and three classes of stenosis."""
+
 RECIPES: dict[str, dict[str, Recipe]] = {
     "paper": {
         "r18_2d": _paper(299, 4, 5e-5, 1e-3, 32),
@@ -336,7 +372,9 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         "x3d_s": _paper(160, 16, 1e-4, 1e-4, 64),
         "frames_lstm": _stenosis_paper(112, 200, 4e-5),
         "inception_lstm": _stenosis_paper(299, 200, 4e-5),
-    },
+    }
+    | {f"stenosis_s{suffix}": _frames_paper(512) for suffix in _CATEGORIES}
+    | {f"inception_v3{suffix}": _frames_paper(299) for suffix in _CATEGORIES},
     "short": {
         "r18_2d": _short_resnet((96, 4, 16), learning_rate=5e-4),
         "r152_2d": _short_resnet((64, 4, 6), learning_rate=3e-4),
@@ -348,7 +386,9 @@ RECIPES: dict[str, dict[str, Recipe]] = {
             augment=AugmentConfig().scaled(0.5),
         ),
         "inception_lstm": _whole_clips((96, 200, 4), batch_size=4, learning_rate=3e-4),
-    },
+    }
+    | {f"stenosis_s{suffix}": _frames((512, 2, 12), learning_rate=2e-3, box_weight=1.0) for suffix in _CATEGORIES}
+    | {f"inception_v3{suffix}": _frames((299, 2, 8), learning_rate=3e-4) for suffix in _CATEGORIES},
     "smoke": {
         net: _short((32, 4, 1), batch_size=4, settle_clips=8)
         for net in ("r18_2d", "r152_2d", "r18_3d", "r152_3d", "x3d_s")
@@ -356,7 +396,9 @@ RECIPES: dict[str, dict[str, Recipe]] = {
     | {
         "frames_lstm": _whole_clips((32, 200, 1), settle_clips=4),
         "inception_lstm": _whole_clips((96, 8, 1), batch_size=2, settle_clips=2),
-    },
+    }
+    | {f"stenosis_s{suffix}": _frames((128, 2, 1), settle_clips=4, box_weight=1.0) for suffix in _CATEGORIES}
+    | {f"inception_v3{suffix}": _frames((96, 2, 1), settle_clips=4) for suffix in _CATEGORIES},
 }
 """Recipe name -> net -> recipe."""
 

@@ -32,7 +32,7 @@ from angio_ray.evaluation.contrast_frames import contrast_frames
 from angio_ray.evaluation.metrics import binary_metrics, calibration, decision_curve
 from angio_ray.evaluation.pooled import FoldsSummary, folds_summary
 from angio_ray.evaluation.thresholds import Rule, choose_threshold
-from angio_ray.models import TASKS
+from angio_ray.models import NETS, TASKS
 from angio_ray.models.bundles import Bundle, Origin, load_bundle, write_bundle
 from angio_ray.storage import Storage
 from angio_ray.tables.root import TableRoot
@@ -46,6 +46,7 @@ from angio_ray.training.contrast_results import (
 )
 from angio_ray.training.folds import Fold, Folds, check_disjoint
 from angio_ray.training.loop import Epoch
+from angio_ray.training.named_frames import worst_class
 from angio_ray.training.predictions import (
     ModelFacts,
     calibration_rows,
@@ -57,6 +58,17 @@ from angio_ray.training.predictions import (
     write_metrics,
 )
 from angio_ray.training.recipes import Recipe
+from angio_ray.training.stenosis_results import (
+    FoundBoxes,
+    box_figures,
+    box_rows,
+    choose_study_threshold,
+    clip_probability,
+    frame_figures,
+    frame_rows,
+    level_lines,
+    level_rows,
+)
 
 log = logging.getLogger(__name__)
 
@@ -94,6 +106,12 @@ class Experiment:
     out: Storage
 
     @property
+    def classes(self) -> tuple[str, ...]:
+        """Of the net's outputs."""
+        spec = TASKS[self.task]
+        return spec.classes if NETS[self.net].classes == len(spec.classes) else spec.finer
+
+    @property
     def trained_on(self) -> Origin:
         """patients, as soon as one clip is of a patient, or the model to begin from has seen one."""
         synthetic = pc.all(self.clips["synthetic"]).as_py() and self.began_on != "patients"
@@ -117,11 +135,13 @@ class Outcome:
     state_dict: Mapping[str, Tensor]
     validation_N: NDArray[np.float32]
     """Probability of the positive class of each validation clip, in the order of the fold's part; of each class of each frame
-    (N, T, K) for tasks with a class per frame."""
+    (N, T, K) of nets with a class per frame."""
     test_N: NDArray[np.float32]
     validation_spans: tuple[Span, ...] = ()
-    """Of tasks with a class per frame: what is known of these clips' frames."""
+    """Of nets with a class per frame: what is known of these clips' frames."""
     test_spans: tuple[Span, ...] = ()
+    test_boxes: tuple[FoundBoxes, ...] = ()
+    """Of nets with maps: what they show on the frames of test clips that boxes were marked on."""
     epochs: tuple[Epoch, ...]
     best_epoch: int
 
@@ -152,28 +172,10 @@ def write_fold(experiment: Experiment, root: TableRoot, fold: Fold, outcome: Out
     ValueError where validation lacks a class or no threshold reaches what was asked for.
     """
     check_disjoint(fold.train, fold.validation, fold.test)
-    found: pa.Table | None = None
-    if TASKS[experiment.task].per_frame:
-        threshold = choose_contrast_threshold(outcome.validation_N, outcome.validation_spans)
-        verdicts = [
-            judge_contrast(probability_NTK, spans, threshold)
-            for probability_NTK, spans in (
-                (outcome.validation_N, outcome.validation_spans),
-                (outcome.test_N, outcome.test_spans),
-            )
-        ]
-        tested = contrast_frames(verdicts[1].truth, verdicts[1].found)[0].figures
-        probability = np.concatenate([verdict.probability_N for verdict in verdicts])
-        columns = {name: verdicts[0].columns[name] + verdicts[1].columns[name] for name in verdicts[0].columns}
-        found = pa.table({name: pa.array(values, pa.int32()) for name, values in columns.items()})
-    else:
-        threshold = choose_threshold(
-            _target(fold.validation), outcome.validation_N, rule=experiment.rule, at_least=experiment.at_least
-        ).threshold
-        tested = binary_metrics(_target(fold.test), outcome.test_N, threshold).figures()
-        probability = np.concatenate([outcome.validation_N, outcome.test_N])
-    figures = {f"test_{name}": round(value, 4) for name, value in tested.items() if value is not None}
-    card = _fold_card(experiment, fold, outcome, threshold, tested)
+    verdict = _verdict(experiment, fold, outcome)
+    threshold = verdict.threshold
+    figures = {f"test_{name}": round(value, 4) for name, value in verdict.tested.items() if value is not None}
+    card = _fold_card(experiment, fold, outcome, verdict)
     bundle = _publish(
         experiment.out,
         experiment.bundle_place(fold.number),
@@ -184,7 +186,7 @@ def write_fold(experiment: Experiment, root: TableRoot, fold: Fold, outcome: Out
             state_dicts=[outcome.state_dict],
             threshold=threshold,
             trained_on=experiment.trained_on,
-            classes=TASKS[experiment.task].classes,
+            classes=experiment.classes,
             metrics=figures | outcome.cost,
             training_patients=[*fold.training_patients, *experiment.seen_before],
             card=card,
@@ -193,10 +195,64 @@ def write_fold(experiment: Experiment, root: TableRoot, fold: Fold, outcome: Out
     )
     ids = [*fold.validation["clip_id"].to_pylist(), *fold.test["clip_id"].to_pylist()]
     facts = _facts(experiment, bundle)
-    named = dict(zip(ids, probability.tolist(), strict=True))
-    if found is not None:
-        found = found.append_column("clip_id", pa.array(ids, pa.string()))
+    named = dict(zip(ids, verdict.probability_N.tolist(), strict=True))
+    found = verdict.found if verdict.found is None else verdict.found.append_column("clip_id", pa.array(ids, pa.string()))
     write_fold_predictions(root, facts, experiment.folds, fold.number, named, experiment.clips, found)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Verdict:
+    """What a fold's outcome says of its clips."""
+
+    threshold: float
+    rule: str
+    """How it was chosen, in words."""
+    tested: Mapping[str, float | None]
+    """Figures of the test clips."""
+    probability_N: NDArray[np.float32]
+    """Of each validation clip, then of each test clip."""
+    found: pa.Table | None = None
+    """More columns of `predictions`, of the same clips."""
+
+
+def _verdict(experiment: Experiment, fold: Fold, outcome: Outcome) -> _Verdict:
+    """ValueError where validation lacks a class or no threshold reaches what was asked for."""
+    spec = TASKS[experiment.task]
+    if spec.per_frame:
+        threshold = choose_contrast_threshold(outcome.validation_N, outcome.validation_spans)
+        validation = judge_contrast(outcome.validation_N, outcome.validation_spans, threshold)
+        test = judge_contrast(outcome.test_N, outcome.test_spans, threshold)
+        columns = {name: values + test.columns[name] for name, values in validation.columns.items()}
+        return _Verdict(
+            threshold=threshold,
+            rule="the least mean error of both ends",
+            tested=contrast_frames(test.truth, test.found)[0].figures,
+            probability_N=np.concatenate([validation.probability_N, test.probability_N]),
+            found=pa.table({name: pa.array(values, pa.int32()) for name, values in columns.items()}),
+        )
+    rule, more = str(experiment.rule), {}
+    validation_N, test_N = outcome.validation_N, outcome.test_N
+    if spec.named_frames:
+        classes = NETS[experiment.net].classes
+        stenoses = dict(zip(*(experiment.clips[c].to_pylist() for c in ("clip_id", "stenoses")), strict=True))
+        targets = [worst_class(stenoses[clip_id], classes) for clip_id in fold.test["clip_id"].to_pylist()]
+        more = frame_figures(outcome.test_N, targets, outcome.test_spans)
+        clips = {row["clip_id"]: row for row in experiment.clips.to_pylist()}
+        more |= box_figures([clips[clip_id] for clip_id in fold.test["clip_id"].to_pylist()], outcome.test_boxes)
+        validation_N, test_N = clip_probability(validation_N), clip_probability(test_N)
+        rows = _with_artery(experiment, fold.validation).append_column("probability", pa.array(validation_N))
+        threshold, level = choose_study_threshold(rows, experiment.rule, experiment.at_least)
+        rule = f"{rule} of {level}"
+    else:
+        threshold = choose_threshold(
+            _target(fold.validation), validation_N, rule=experiment.rule, at_least=experiment.at_least
+        ).threshold
+    return _Verdict(
+        threshold=threshold,
+        rule=rule,
+        tested=binary_metrics(_target(fold.test), test_N, threshold).figures() | more,
+        probability_N=np.concatenate([validation_N, test_N]),
+    )
 
 
 def write_summary(
@@ -242,10 +298,23 @@ def write_summary(
         *decision_rows(decision_curve(target, probability), scope="pooled", **counts),
         *_cost_rows([(_manifest(experiment, number) or {}).get("metrics", {}) for number in numbers]),
     ]
+    if TASKS[experiment.task].named_frames:
+        figures += level_rows(_with_artery(experiment, kept), resamples=experiment.resamples)[1]
+        stated = [(_manifest(experiment, number) or {}).get("metrics", {}) for number in numbers]
+        figures += [*frame_rows(stated), *box_rows(stated)]
     _maybe_ensemble(experiment, summary)
     facts = _facts(experiment, None)
     write_metrics(root, facts, OUT_OF_FOLD, figures, data_domain=experiment.data_domain)
     return summary
+
+
+def study_lines(experiment: Experiment, root: TableRoot) -> list[str]:
+    """What to tell the user of arteries and studies, where the task pools clips to them."""
+    if not TASKS[experiment.task].named_frames:
+        return []
+    numbers = range(experiment.folds.num_folds)
+    rows = held_out(read_predictions(root, experiment.name, experiment.net, folds=numbers))
+    return level_lines(level_rows(_with_artery(experiment, rows), resamples=experiment.resamples)[0])
 
 
 def summary_lines(experiment: Experiment, summary: FoldsSummary | ContrastSummary) -> list[str]:
@@ -290,6 +359,12 @@ def _clip_lines(experiment: Experiment, summary: FoldsSummary) -> list[str]:
 
 
 # -- figures ---------------------------------------------------------------------------------------------------------
+
+
+def _with_artery(experiment: Experiment, rows: pa.Table) -> pa.Table:
+    """Rows of clips with the artery of their label."""
+    arteries = dict(zip(*(experiment.clips[c].to_pylist() for c in ("clip_id", "artery")), strict=True))
+    return rows.append_column("artery", pa.array([arteries[clip_id] for clip_id in rows["clip_id"].to_pylist()], pa.string()))
 
 
 def _target(part: pa.Table) -> NDArray[np.int64]:
@@ -345,7 +420,7 @@ def _write_ensemble(
             state_dicts=[load(data) for bundle in bundles for data in bundle.weights],
             threshold=threshold,
             trained_on=experiment.trained_on,
-            classes=TASKS[experiment.task].classes,
+            classes=experiment.classes,
             training_patients=seen,
             card=_ensemble_card(experiment, bundles, summary, threshold),
             half=True,
@@ -388,8 +463,7 @@ def _fold_card(
     experiment: Experiment,
     fold: Fold,
     outcome: Outcome,
-    threshold: float,
-    figures: Mapping[str, float | None],
+    verdict: _Verdict,
 ) -> str:
     parts = [("train", fold.train), ("validation", fold.validation), ("test", fold.test)]
     counts = [
@@ -397,8 +471,9 @@ def _fold_card(
         for name, part in parts
     ]
     spec = TASKS[experiment.task]
-    shown = [f"| {name} | {_said(figures[name])} |" for name in (figures if spec.per_frame else _SHOWN)]
-    rule = "the least mean error of both ends" if spec.per_frame else experiment.rule
+    figures, threshold = verdict.tested, verdict.threshold
+    own = figures if spec.per_frame else [*_SHOWN, *(name for name in figures if name.startswith(("frame_", "box_")))]
+    shown = [f"| {name} | {_said(figures[name])} |" for name in own]
     counted = "with full contrast longer than in the median clip" if spec.per_frame else spec.classes[-1]
     epochs = [
         f"{e.number}. {e.frames} frames of {e.size} px, rate {e.learning_rate:g}: loss {e.loss:.3f}, "
@@ -417,7 +492,7 @@ def _fold_card(
 {chr(10).join(counts)}
 
 ## Protocol
-{_protocol(experiment)} Threshold {threshold:g} by {rule} on the validation patients only.
+{_protocol(experiment)} Threshold {threshold:g} by {verdict.rule} on the validation patients only.
 Weights of epoch {outcome.best_epoch} of {len(outcome.epochs)}; {cost["steps"]:,.0f} steps, {cost["clips_seen"]:,.0f} clips seen,
 {cost["train_seconds"]:,.0f} s, {cost["core_hours"]:.2f} core-hours, in {precision}.
 Made by angio_ray {__version__} with
@@ -431,7 +506,7 @@ Made by angio_ray {__version__} with
 | figure | value |
 |---|---|
 {chr(10).join(shown)}
-{"" if spec.per_frame else _kinds_table(experiment, fold, outcome.test_N >= np.float32(threshold))}"""
+{"" if spec.per_frame else _kinds_table(experiment, fold, verdict.probability_N[-len(fold.test) :] >= np.float32(threshold))}"""
 
 
 def _kinds_table(experiment: Experiment, fold: Fold, positive_N: NDArray[np.bool_]) -> str:

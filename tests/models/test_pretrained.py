@@ -104,14 +104,15 @@ def test_neither_file_nor_download_and_absent_or_empty_files_are_one_line(tmp_pa
         assert "\n" not in str(caught.value)
 
 
-def test_an_inception_that_looks_at_each_frame_takes_torchvisions_weights(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["inception_lstm", "inception_v3"])
+def test_an_inception_that_looks_at_each_frame_takes_torchvisions_weights(name: str, tmp_path: Path) -> None:
     from torchvision.models import inception_v3
 
     source = inception_v3(weights=None, init_weights=False).state_dict()
     torch.save(source, tmp_path / "inception_v3.pth")
-    net = NETS["inception_lstm"].build()
-    missing = load_pretrained("inception_lstm", net, tmp_path / "inception_v3.pth")
+    net = NETS[name].build()
+    missing = load_pretrained(name, net, tmp_path / "inception_v3.pth")
     assert missing
-    assert not [name for name in missing if name.startswith("features.")], "only the sequence begins at random"
+    assert not [name for name in missing if name.startswith("features.")], "only what comes after it begins at random"
     first = "Conv2d_1a_3x3.conv.weight"
     assert torch.equal(net.state_dict()[f"features.net.{first}"], source[first])

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import fields, replace
 
+import numpy as np
 import pytest
 import torch
 from torchvision.transforms import v2
 
-from angio_ray.training.augment import augment
+from angio_ray.training.augment import augment, cut_out
 from angio_ray.training.recipes import NO_AUGMENTATION, PAPER_AUGMENTATION, AugmentConfig
 
 
@@ -79,3 +80,22 @@ def test_strength_scales_everything_but_flips() -> None:
     assert AugmentConfig().scaled(0.5).rotation_deg == 5.0
     assert AugmentConfig(flip=0.3).scaled(0.0).flip == 0.3
     assert augment(clips(), replace(AugmentConfig().scaled(0.0), flip=0.0), generator()).allclose(clips(), atol=1e-3)
+
+
+def test_a_square_is_cut_around_a_box_with_what_is_marked_in_it() -> None:
+    clips = torch.zeros(40, 2, 64, 64)
+    clips[:, :, 40:48, 8:16] = 255.0
+    marked = np.array([[0, 1, 8 / 64, 40 / 64, 16 / 64, 48 / 64]], np.float32)
+    cut, boxes = cut_out(clips, [marked] * 39 + [None], 32, np.random.default_rng(0))
+    assert cut.shape == (40, 2, 32, 32)
+    assert boxes[-1] is None
+    whole = [found for found in boxes[:-1] if len(found) and found[0, 1] == 1]
+    assert len(whole) > 25, "three in four around it"
+    for x, found in zip(cut, boxes, strict=True):
+        if found is None or not len(found):
+            continue
+        left, top, right, bottom = (found[0, 2:] * 32).round().astype(int).clip(0, 32)
+        assert x[:, top:bottom, left:right].min() == 255, "the box lies where the square has the mark"
+        assert x.sum() == 255 * 2 * (bottom - top) * (right - left)
+    partly = [found for found in boxes[:-1] if len(found) and found[0, 1] == -1]
+    assert all((found[0, 2:4].min() < 0) or (found[0, 4:6].max() > 1) for found in partly)

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 import torch
+from PIL import Image
 from safetensors.torch import save_file
 
 from angio_ray.cli import main
@@ -163,7 +164,7 @@ class Training:
         } | flags  # fmt: skip
         command = [sys.executable, "-m", "angio_ray.cli", "train", task]
         for name, value in options.items():
-            command += [f"--{name.replace('_', '-')}", str(value)]
+            command += [f"--{name.replace('_', '-')}", str(value)] if value is not True else [f"--{name.replace('_', '-')}"]
         self.experiment = experiment
         self.said = folder / f"{experiment}-{time.monotonic_ns()}.log"
         dropped = ("RAY_ADDRESS", "RAY_AUTH", "RAY_JOB", "AWS_", "ANGIO_RAY_KEY_FILE")
@@ -331,6 +332,67 @@ def test_frames_of_full_contrast_are_learnt_by_two_workers_and_judged(
     said = capsys.readouterr().out
     assert f"frames: frames_lstm, out of fold: {len(test)} clips" in said
     assert "accept_rate" in said
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_stenoses_are_learnt_on_single_frames_and_scored_after_artery_and_contrast(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    generate(tmp_path / "clips", patients=10, seed=5, size=128, clips=(3, 3), frames=(40, 44), unsatisfactory=0.0, workers=1)
+    (tmp_path / "key").write_text(KEY)
+    (tmp_path / "key").chmod(0o600)
+    text = finished(tmp_path, "stenosis", task="stenosis-class", redundancy=True)
+    assert ">=25%" in text
+    tables = root(tmp_path)
+    found = read_predictions(tables, "stenosis", "stenosis_s", folds=range(2)).to_pylist()
+    test = [row for row in found if row["part"] == "test"]
+    assert {row["task"] for row in found} == {"stenosis"}
+    assert len({row["clip_id"] for row in test}) == len(test) == 30
+    levels = query(tables, "SELECT DISTINCT subgroup_value FROM metrics WHERE subgroup = 'level'").column(0).to_pylist()
+    assert {"frame", "artery"} <= set(levels)
+    folds = tmp_path / "tables.training" / "stenosis" / "bundles"
+    card = (folds / "fold-0" / "stenosis" / "MODEL_CARD.md").read_text()
+    assert "the probability that a clip is >=25%" in card
+    assert "frame_kappa" in card
+
+    score = ["score", str(tmp_path / "clips"), "--tables", str(tmp_path / "tables"), "--run", "r", "--models", "stenosis"]
+    score += ["--bundles", str(folds / "fold-0"), "--key-file", str(tmp_path / "key"), "--backend", "torch"]
+    assert main(score) == 0
+    rows = query(tables, "SELECT * FROM scores WHERE run_id = 'r'").to_pylist()
+    assert len(rows) == 30
+    bundle = load_bundle(folds / "fold-0" / "stenosis")
+    for row in rows:
+        assert dict(row["bundles"]).keys() == {"artery", "contrast", "stenosis"}
+        if row["contrast_begin"] is None:
+            assert (row["stenosis_status"], row["stenosis_reason"]) == ("skipped", "no_full_contrast")
+            continue
+        assert (row["stenosis_status"], row["stenosis_reason"]) == ("scored", None)
+        frames = row["stenosis_frames"]
+        assert all(row["contrast_begin"] <= one["frame"] <= row["contrast_end"] for one in frames[:-1])
+        assert row["stenosis_probability"] == max(one["probability"] for one in frames)
+        assert row["stenosis_class"] == bundle.classes[int(row["stenosis_probability"] >= row["stenosis_threshold"])]
+    scored = [row for row in rows if row["stenosis_status"] == "scored"]
+    assert scored
+    studies = query(tables, "SELECT * FROM study_scores").to_pylist()
+    assert {row["study_id"] for row in studies} == {row["study_id"] for row in rows}
+    boxes = query(tables, "SELECT * FROM stenosis_boxes").to_pylist()
+    assert len(boxes) == sum(len(one["boxes"]) for row in scored for one in row["stenosis_frames"])
+    assert all(box["width_mm"] > 0 and 0 <= box["x0"] < box["x1"] <= 128 for box in boxes)
+
+    capsys.readouterr()
+    judge = ["evaluate", "--run", "r", "--labels", str(tmp_path / "clips" / "labels.parquet"), "--task", "stenosis"]
+    judge += ["--tables", str(tmp_path / "tables"), "--key-file", str(tmp_path / "key"), "--resamples", "100"]
+    assert main(judge) == 0
+    assert "by the worst clip of" in capsys.readouterr().out
+    out = tmp_path / "clip.webp"
+    explain = ["explain", "--clip", scored[0]["clip_id"], "--tables", str(tmp_path / "tables"), "--task", "stenosis"]
+    assert main([*explain, "--out", str(out)]) == 0
+    said = capsys.readouterr().err
+    assert f"frame {scored[0]['stenosis_frames'][0]['frame']}: " in said
+    with Image.open(out) as picture:
+        assert picture.size == (896, 448)
+        assert picture.n_frames == len(scored[0]["stenosis_frames"])
 
 
 @pytest.mark.slow

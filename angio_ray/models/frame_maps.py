@@ -1,0 +1,115 @@
+"""Nets that look at single frames and give a map: in each cell the log-odds of each class against the first.
+
+What a frame is called follows from its map (`classifier.pooled`), so where a class was seen costs no second pass: with the mean
+as the pool these are class activation maps (Zhou and others 2016). Knows no task.
+
+Shapes: B clips, T frames, C channels (3), H x W pixels, N = B * T pictures, K classes, h x w cells.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from angio_ray.models.classifier import KINETICS_MEAN, KINETICS_STD
+
+
+class FrameMaps(nn.Module):
+    """Maps (B, T, K - 1, h, w) of clips (B, C, T, H, W), each frame by itself."""
+
+    def __init__(self, features: nn.Module, num_features: int, classes: int, *, bias: float = 0.0) -> None:
+        """`features`: (N, C, H, W) -> (N, F, h, w). `bias`: log-odds of every class but the first to begin with."""
+        super().__init__()
+        self.features = features
+        self.cells = nn.Conv2d(num_features, classes - 1, 1)
+        assert self.cells.bias is not None
+        nn.init.constant_(self.cells.bias, bias)
+
+    def forward(self, x_BCTHW: Tensor) -> Tensor:
+        """See the class."""
+        num_frames = x_BCTHW.shape[2]
+        maps: Tensor = self.cells(self.features(x_BCTHW.transpose(1, 2).flatten(0, 1)))
+        return maps.unflatten(0, (-1, num_frames))
+
+
+class LocalContrast(nn.Module):
+    """Two channels of each frame: its logarithm, and how much that differs from its surroundings (32 px), in their deviations.
+
+    Iodine takes a share of the light, so in the logarithm a vessel looks the same before a bright and a dark background.
+    """
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        """(N, C, H, W), normalised as `classifier` does -> (N, 2, H, W)."""
+        grey = (x_NCHW[:, :1].float() * KINETICS_STD[0] + KINETICS_MEAN[0]).clamp(0, 1)
+        log = torch.log1p(255 * grey) / 5.5
+        apart = log - _surroundings(log)
+        spread = _surroundings(apart.square()).clamp(min=1e-4).sqrt()
+        return torch.cat([2 * log - 1.5, apart / (2 * spread + 0.02)], dim=1)
+
+
+def stenosis_s(classes: int, width: int = 24) -> FrameMaps:
+    """Ten convolutions of 5 and 3 px down to cells of 8 px that see some 200 px around: 2.6 GMAC a frame of 512 px."""
+    features = nn.Sequential(
+        LocalContrast(),
+        _halved(2, width // 3, 5),
+        _halved(width // 3, width, 3),
+        _Residual(width),
+        _Residual(width),
+        _halved(width, 2 * width, 3),
+        _Residual(2 * width),
+        _Residual(2 * width, 2),
+        _Residual(2 * width, 3),
+    )
+    return FrameMaps(features, 2 * width, classes, bias=-4.0)
+
+
+def inception_v3(classes: int) -> FrameMaps:
+    """Torchvision's Inception-v3 before its pooling; with the mean as the pool the same classifier as with its own last layer."""
+    from torchvision.models import inception_v3 as build
+
+    net = build(weights=None, aux_logits=False, transform_input=False, init_weights=False)
+    net.avgpool, net.dropout, net.fc = nn.Identity(), nn.Dropout2d(0.5), nn.Identity()
+    return FrameMaps(_Unflattened(net), 2048, classes)
+
+
+class _Unflattened(nn.Module):
+    """Inception's last features with their places: its forward pass flattens them."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def forward(self, x_NCHW: Tensor) -> Tensor:
+        flat: Tensor = self.net(x_NCHW)
+        side = math.isqrt(flat.shape[1] // 2048)
+        return flat.unflatten(1, (2048, side, side))
+
+
+class _Residual(nn.Module):
+    def __init__(self, channels: int, dilation: int = 1) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(channels, channels, 3, padding=dilation, dilation=dilation, bias=False)
+        self.bn1 = nn.BatchNorm2d(channels)
+        self.conv2 = nn.Conv2d(channels, channels, 3, padding=dilation, dilation=dilation, bias=False)
+        self.bn2 = nn.BatchNorm2d(channels)
+        nn.init.zeros_(self.bn2.weight)  # it begins as its shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = F.relu(self.bn1(self.conv1(x)))
+        return F.relu(x + self.bn2(self.conv2(y)))
+
+
+def _halved(before: int, after: int, kernel: int) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Conv2d(before, after, kernel, stride=2, padding=kernel // 2, bias=False), nn.BatchNorm2d(after), nn.ReLU()
+    )
+
+
+def _surroundings(x_N1HW: Tensor) -> Tensor:
+    """Mean over some 32 px, from a picture of a quarter of the size: smooth, and cheap."""
+    small = F.avg_pool2d(x_N1HW, 4, ceil_mode=True, count_include_pad=False)
+    small = F.avg_pool2d(F.pad(small, (3, 3, 3, 3), mode="replicate"), 7, 1)
+    return F.interpolate(small, x_N1HW.shape[-2:], mode="bilinear", align_corners=False)

@@ -1,0 +1,182 @@
+"""Stenosis: which of a clip's candidate frames show a narrowing, how severe, and where.
+
+The stenosis paper (spec section 2) classifies single frames of full contrast with Inception-v3, in two classes (below 25 % and
+from there on) or three (total occlusion apart), and takes the worst frame for clip, artery and study. `inception_v3` is the
+paper's; `stenosis_s` gives each cell of 8 px a say and takes a smooth maximum, at a sixth of the cost per pixel. Which frames are
+candidates the task `contrast` has said. Knows nothing of tables, gates or Ray.
+
+Shapes: B clips, T frames, H x W pixels, K classes, h x w cells.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from angio_ray.models.backends import CompiledScorer
+from angio_ray.models.contrast import NUM_CANDIDATES, candidate_frames
+from angio_ray.models.interface import NetSpec
+from angio_ray.sampling import ClipWindow
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from angio_ray.models.bundles import Bundle
+
+TWO_CLASSES = ("<25%", ">=25%")
+"""Of a frame: its worst narrowing, in percent of the diameter (the paper's 2-CAT)."""
+THREE_CLASSES = ("<25%", "25-99%", "100%")
+"""The paper's 3-CAT: total occlusions apart."""
+COLUMNS = ("stenosis_probability", "stenosis_threshold", "stenosis_class", "stenosis_frames")
+READS = ("contrast_begin", "contrast_end", "rows", "columns")
+
+NO_FULL_CONTRAST = "no_full_contrast"
+"""Why a clip is skipped: no frame of it is a candidate."""
+
+NAMED_512 = ClipWindow(name="named8_512px", size=512, start=0, length=NUM_CANDIDATES, stride=1)
+NAMED_299 = ClipWindow(name="named8_299px", size=299, start=0, length=NUM_CANDIDATES, stride=1)
+
+
+def decoded_windows(bundle: Bundle) -> tuple[ClipWindow, ...]:
+    """What a clip is decoded to before its candidate frames are known: a frame in three of all that the contrast task sees.
+
+    Five frames a second are a handful in every beat of the heart; all fifteen would be 52 MB a clip.
+    """
+    size = bundle.window.size
+    return (ClipWindow(name=f"t200s3_{size}px", size=size, start=0, length=200, stride=3),)
+
+
+class StenosisScorer(CompiledScorer):
+    """The worst of a clip's candidate frames, and what was seen in each."""
+
+    task = "stenosis"
+
+    def __init__(self, bundle: Bundle, *args: Any, **options: Any) -> None:
+        super().__init__(bundle, *args, **options)
+        self.classes = bundle.classes
+        self.num_frames = bundle.window.num_frames
+
+    def __call__(
+        self,
+        inputs: Mapping[str, np.ndarray],
+        frames: Mapping[str, Sequence[NDArray[np.integer]]],
+        known: Mapping[str, Sequence[Any]],
+    ) -> dict[str, np.ndarray]:
+        """Classify the candidate frames of B clips: -> COLUMNS and stenosis_reason, each of length B.
+
+        Of the frames shown those between contrast_begin and contrast_end, at most as many as the net takes. A clip without any is
+        skipped. ValueError when the net returns no number (NaN) for a clip.
+        """
+        window = self.windows[0]
+        chosen = [
+            _candidates(shown, begin, end, self.num_frames)
+            for shown, begin, end in zip(
+                frames[window.name], known["contrast_begin"], known["contrast_end"], strict=True
+            )
+        ]
+        columns = {name: np.full(len(chosen), None, object) for name in (*COLUMNS, "stenosis_reason")}
+        found = [i for i, places in enumerate(chosen) if len(places)]
+        columns["stenosis_reason"][[i for i in range(len(chosen)) if i not in found]] = NO_FULL_CONTRAST
+        if not found:
+            return columns
+        filled = [np.resize(chosen[i], self.num_frames) for i in found]  # fewer stand again, and change no maximum
+        probability_BTX = self.probabilities_of(
+            np.stack([inputs[window.name][i][places] for i, places in zip(found, filled, strict=True)])
+        )
+        for i, p_TX in zip(found, probability_BTX, strict=True):
+            shown = frames[window.name][i]
+            scale = (known["columns"][i] / window.size, known["rows"][i] / window.size)
+            rows = [
+                self._frame(int(shown[place]), p_X, window.size, scale)
+                for place, p_X in zip(chosen[i], p_TX[: len(chosen[i])], strict=True)
+            ]
+            worst = max(rows, key=lambda row: float(row["probability"]))
+            columns["stenosis_probability"][i] = worst["probability"]
+            columns["stenosis_threshold"][i] = float(self.threshold)
+            columns["stenosis_class"][i] = worst["class"]
+            columns["stenosis_frames"][i] = rows
+        return columns
+
+    def _frame(self, frame: int, p_X: NDArray[np.float32], size: int, scale: tuple[float, float]) -> dict[str, Any]:
+        """A frame's element of stenosis_frames."""
+        num_classes = len(self.classes)
+        side = int(np.sqrt(len(p_X) - num_classes))
+        return {
+            "frame": frame,
+            "probability": float(positive(p_X[:num_classes])),
+            "class": self.classes[int(classes_at(p_X[:num_classes], self.threshold))],
+            "boxes": [
+                {"x0": x0 * scale[0], "y0": y0 * scale[1], "x1": x1 * scale[0], "y1": y1 * scale[1], "probability": p}
+                for x0, y0, x1, y1, p in map_boxes(p_X[num_classes:].reshape(side, side), size).tolist()
+            ],
+        }
+
+
+def positive(p_XK: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Probability of any class but the first, (...)."""
+    return np.asarray(p_XK[..., 1:].sum(axis=-1), np.float32)
+
+
+def classes_at(p_XK: NDArray[np.float32], threshold: float | np.float32) -> NDArray[np.intp]:
+    """The class of each frame: the first below the threshold, else the likeliest of the others."""
+    return np.where(positive(p_XK) >= np.float32(threshold), 1 + p_XK[..., 1:].argmax(axis=-1), 0)
+
+
+def map_boxes(cells_hw: NDArray[np.float32], size: float, *, share: float = 0.5, least: float = 0.05) -> NDArray[np.float64]:
+    """Boxes around what stands out in a map: (D, 5), x0, y0, x1, y1 in px of a square of `size`, and probability; best first.
+
+    A box holds the cells that hang together, each with at least `share` of the largest probability of the map and `least`.
+    """
+    top = float(cells_hw.max(initial=0.0))
+    mask = (cells_hw >= max(share * top, least)).astype(np.uint8)
+    num, labels, stats, _ = cv2.connectedComponentsWithStats(mask, connectivity=8)
+    boxes = []
+    for label in range(1, num):
+        x, y, width, height = stats[label, :4]
+        boxes.append([x, y, x + width, y + height, float(cells_hw[labels == label].max())])
+    boxes.sort(key=lambda box: -box[4])
+    found = np.array(boxes, np.float64).reshape(-1, 5)
+    found[:, :4] *= size / cells_hw.shape[0]
+    return found
+
+
+def _candidates(
+    shown_T: NDArray[np.integer], begin: int | None, end: int | None, count: int
+) -> NDArray[np.intp]:
+    """Places among the frames shown of those to classify: in full contrast, evenly spread. Empty where there is none."""
+    if begin is None or end is None:
+        return np.empty(0, np.intp)
+    shown_T = np.asarray(shown_T)
+    full_T = shown_T[(shown_T >= begin) & (shown_T <= end)]
+    if not len(full_T):  # shorter than the step from one frame shown to the next
+        nearest = int(np.abs(shown_T - (begin + end) / 2).argmin())
+        return np.array([nearest], np.intp)
+    first = {int(frame): place for place, frame in reversed(list(enumerate(shown_T.tolist())))}
+    return np.array([first[frame] for frame in candidate_frames(full_T, count)], np.intp)
+
+
+def _net(name: str, classes: int) -> nn.Module:
+    from angio_ray.models import frame_maps
+
+    built: nn.Module = getattr(frame_maps, name)(classes)
+    return built
+
+
+def _spec(name: str, classes: Sequence[str], suffix: str, **facts: Any) -> NetSpec:
+    build: Callable[[], nn.Module] = partial(_net, name, len(classes))
+    return NetSpec(name=name + suffix, build=build, layout="BCTHW-maps", classes=len(classes), **facts)
+
+
+NETS: dict[str, NetSpec] = {
+    spec.name: spec
+    for classes, suffix in ((TWO_CLASSES, ""), (THREE_CLASSES, "_3cat"))
+    for spec in (
+        _spec("stenosis_s", classes, suffix, window=NAMED_512, pool="logsumexp", cost_input=(3, 1, 512, 512)),
+        _spec("inception_v3", classes, suffix, window=NAMED_299, pool="mean", cost_input=(3, 1, 299, 299)),
+    )
+}

@@ -1,0 +1,194 @@
+"""What a fold that classifies candidate frames comes to: the clip's worst frame, the threshold, figures of every level.
+
+    probabilities per frame -> clip_probability     validation clips -> choose_study_threshold     test frames -> frame_figures
+    rows of `predictions` -> level_rows (rows of `metrics`)
+
+Clips, arteries and studies are called by the maximum (stenosis paper; spec section 2). Knows nothing of Ray, pixels or folders.
+
+Shapes: N clips of a part, T frames, K classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from angio_ray.evaluation.bootstrap import RESAMPLES
+from angio_ray.evaluation.levels import ARTERIES, Level, by_artery, by_study, weighted_f1_and_kappa
+from angio_ray.evaluation.localisation import FrameBoxes, localisation
+from angio_ray.evaluation.metrics import binary_metrics
+from angio_ray.evaluation.pooled import FoldsSummary, folds_summary, mean_over_folds
+from angio_ray.evaluation.thresholds import Rule, choose_threshold
+from angio_ray.models.stenosis import positive
+from angio_ray.training.contrast_results import Span
+from angio_ray.training.named_frames import marked_boxes
+from angio_ray.training.predictions import folds_rows, mean_rows
+
+IOUS = (0.2, 0.5)
+"""Overlaps from which on a box counts as right: the paper's for activation maps and for its detector."""
+_SIDE_PX = 512
+_BOX_FIGURES = (
+    "global_sensitivity",
+    "stenosis_sensitivity",
+    "precision",
+    "false_boxes_per_frame",
+    "frame_specificity",
+    "average_precision",
+    "centre_distance_mean",
+    "centre_distance_sd",
+    "centre_distance_rmse",
+)
+PREVALENCES = (0.5, 0.8)
+"""Shares of positive studies at which accuracy and predictive values are given: ours, and that of the paper's patients."""
+
+
+def clip_probability(probability_NTK: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Of the worst frame of each clip to show a narrowing of 25 % or more, (N,). Frames that fill up repeat others."""
+    return np.asarray(positive(probability_NTK).max(axis=1), np.float32)
+
+
+def choose_study_threshold(rows: pa.Table, rule: Rule, at_least: float | None) -> tuple[float, str]:
+    """The operating threshold of these (validation) clips, and at which level it was chosen: of studies where they have both
+    classes, since that is what people decide on, else of clips.
+
+    `rows`: study_id, group_id, artery, target, probability. ValueError as `choose_threshold`.
+    """
+    studies = by_study(_with_threshold(rows, 0.0))
+    if 0 < studies.target_N.sum() < len(studies.target_N):
+        point = choose_threshold(studies.target_N, studies.probability_N, rule=rule, at_least=at_least)
+        return point.threshold, "studies"
+    point = choose_threshold(rows["target"].to_pylist(), rows["probability"].to_pylist(), rule=rule, at_least=at_least)
+    return point.threshold, "clips"
+
+
+def frame_figures(
+    probability_NTK: NDArray[np.float32], target_N: Sequence[int], spans: Sequence[Span]
+) -> dict[str, float | None]:
+    """Accuracy, sensitivity, weighted F1, kappa and AUC of single frames, each called what is likeliest (as in the paper).
+
+    target_N: class of each clip. AUC and sensitivity are of any class but the first.
+    """
+    class_F = np.concatenate([np.full(span.num_shown, target) for target, span in zip(target_N, spans, strict=True)])
+    p_FK = np.concatenate([p_TK[: span.num_shown] for p_TK, span in zip(probability_NTK, spans, strict=True)])
+    found_F = p_FK.argmax(axis=1)
+    plain = binary_metrics(class_F > 0, positive(p_FK), 0.5).figures()
+    return {
+        "frame_accuracy": float((class_F == found_F).mean()),
+        "frame_sensitivity": plain["sensitivity"],
+        **{f"frame_{name}": value for name, value in weighted_f1_and_kappa(class_F.tolist(), found_F.tolist()).items()},
+        "frame_auc": plain["auc"],
+    }
+
+
+def level_rows(rows: pa.Table, *, resamples: int = RESAMPLES) -> tuple[dict[str, FoldsSummary], list[dict[str, Any]]]:
+    """Figures of arteries and studies of held-out rows of `predictions` with their artery: by level, and as rows of `metrics`.
+
+    A set without folds is one fold. Levels without rows of both classes are left out.
+    """
+    summaries: dict[str, FoldsSummary] = {}
+    found: list[dict[str, Any]] = []
+    for level in (by_artery(rows), *(by_artery(rows, artery) for artery in ARTERIES), by_study(rows)):
+        if not 0 < level.target_N.sum() < len(level.target_N):
+            continue
+        summary = folds_summary(
+            level.target_N, level.probability_N, level.patients_N, level.fold_N, level.threshold_N, resamples=resamples
+        )
+        summaries[level.name] = summary
+        same = {"subgroup": "level", "subgroup_value": level.name}
+        made = folds_rows(summary) if level.fold_N.max() >= 0 else [r for r in folds_rows(summary) if r["scope"] == "pooled"]
+        found += [row | same for row in [*made, *_prevalence_rows(level)]]
+    return summaries, found
+
+
+@dataclass(frozen=True, slots=True)
+class FoundBoxes:
+    """What a net finds on one frame."""
+
+    clip: int
+    """Row of the clip in its part."""
+    frame: int
+    """Of the file, from 0."""
+    boxes_D5: NDArray[np.float64]
+    """x0, y0, x1, y1 as shares of the sides, and probability."""
+
+
+def box_figures(clips: Sequence[Mapping[str, Any]], found: Sequence[FoundBoxes]) -> dict[str, float | None]:
+    """How well boxes fit those that were marked, of 25 % and more, at both of the paper's overlaps.
+
+    clips: rows of LABELLED, in the part's order. A box counts from half a probability on; distances are px of 512.
+    """
+    frames = []
+    for one in found:
+        truth_S5 = marked_boxes(clips[one.clip], one.frame)
+        frames.append(
+            FrameBoxes(
+                truth_S4=truth_S5[:, :4] * _SIDE_PX,
+                severity_S=truth_S5[:, 4],
+                found_D4=one.boxes_D5[:, :4] * _SIDE_PX,
+                score_D=one.boxes_D5[:, 4],
+            )
+        )
+    figures: dict[str, float | None] = {}
+    for iou in IOUS if frames else ():
+        judged = localisation(frames, iou=iou, threshold=0.5)
+        for name in _BOX_FIGURES:
+            figures[f"box_{name}_iou{iou * 100:.0f}"] = getattr(judged, name)
+    return figures
+
+
+def box_rows(metrics: Sequence[Mapping[str, float]]) -> list[dict[str, Any]]:
+    """Rows of `metrics` of found boxes, as `frame_rows`."""
+    rows = []
+    for iou in IOUS:
+        end = f"_iou{iou * 100:.0f}"
+        rows += _stated_rows(metrics, "test_box_", end, {"subgroup": "boxes", "subgroup_value": f"IoU {iou:g}"})
+    return rows
+
+
+def frame_rows(metrics: Sequence[Mapping[str, float]]) -> list[dict[str, Any]]:
+    """Rows of `metrics` of single frames, by fold and over them, from what each fold's bundle states."""
+    return _stated_rows(metrics, "test_frame_", "", {"subgroup": "level", "subgroup_value": "frame"})
+
+
+def _stated_rows(
+    metrics: Sequence[Mapping[str, float]], begin: str, end: str, same: dict[str, str]
+) -> list[dict[str, Any]]:
+    names = sorted({name for fold in metrics for name in fold if name.startswith(begin) and name.endswith(end)})
+    short = {name: name.removeprefix(begin).removesuffix(end) for name in names}
+    rows: list[dict[str, Any]] = [
+        {"scope": "fold", "fold": number, "metric": short[name], "value": fold.get(name)}
+        for number, fold in enumerate(metrics)
+        for name in names
+    ]
+    rows += mean_rows({short[name]: mean_over_folds([fold.get(name) for fold in metrics]) for name in names})
+    return [row | same for row in rows]
+
+
+def level_lines(summaries: Mapping[str, FoldsSummary]) -> list[str]:
+    """What to tell the user of arteries and studies."""
+    lines = []
+    for name, summary in summaries.items():
+        said = []
+        for figure in ("auc", "accuracy", "sensitivity", "specificity"):
+            value, interval = summary.pooled.figures()[figure], summary.pooled_intervals.get(figure)
+            low_high = "" if interval is None or interval.low is None else f" ({interval.low:.3f}-{interval.high:.3f})"
+            said.append(f"{figure} {'not defined' if value is None else f'{value:.3f}'}{low_high}")
+        lines.append(f"  {name}, {summary.pooled.num_rows:,} ({summary.pooled.num_positive:,} positive): {', '.join(said)}")
+    return lines
+
+
+def _prevalence_rows(level: Level) -> list[dict[str, Any]]:
+    return [
+        {"scope": "pooled", "metric": f"{name}_at_{share:.0%}_positive", "value": value}
+        for share in PREVALENCES
+        for name, value in level.at_prevalence(share).items()
+    ]
+
+
+def _with_threshold(rows: pa.Table, threshold: float) -> pa.Table:
+    return rows.append_column("threshold", pa.array([threshold] * len(rows), pa.float64()))

@@ -1,0 +1,146 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from angio_ray.models import NETS, TASKS
+from angio_ray.models.backends import BackendChoice, unsupported
+from angio_ray.models.bundles import Bundle, BundleError, load_bundle, write_bundle
+from angio_ray.models.classifier import ClipClassifier, pooled
+from angio_ray.models.frame_maps import LocalContrast, inception_v3
+from angio_ray.models.stenosis import COLUMNS, NO_FULL_CONTRAST, THREE_CLASSES, classes_at, map_boxes, positive
+from angio_ray.sampling import ClipWindow
+
+SMALL = ClipWindow(name="small", size=64, start=0, length=4, stride=1)
+DECODED = "t200s3_64px"
+
+
+@pytest.fixture(scope="module")
+def bundle(tmp_path_factory: pytest.TempPathFactory) -> Bundle:
+    return made(tmp_path_factory.mktemp("bundle"), "stenosis_s")
+
+
+def made(folder: Path, net: str, **facts: Any) -> Bundle:
+    torch.manual_seed(4)
+    built = NETS[net].build()
+    built.cells.bias.data += 2.0
+    built.cells.weight.data *= 3.0
+    return write_bundle(
+        folder, task="stenosis", net=net, state_dicts=[built.state_dict()], threshold=0.4, trained_on="synthetic",
+        window=SMALL, **facts,
+    )  # fmt: skip
+
+
+def clips(*shown: list[int]) -> tuple[dict[str, np.ndarray], dict[str, list[np.ndarray]]]:
+    pixels = np.random.default_rng(1).integers(0, 256, (len(shown), 66, 64, 64), dtype=np.uint8)
+    return {DECODED: pixels}, {DECODED: [np.array(frames) for frames in shown]}
+
+
+def known(**values: list[Any]) -> dict[str, list[Any]]:
+    return {"contrast_begin": [6, None], "contrast_end": [20, None], "rows": [128, 64], "columns": [256, 64]} | values
+
+
+def test_the_worst_candidate_frame_is_the_clips_and_a_clip_without_any_is_skipped(bundle: Bundle) -> None:
+    scorer = TASKS["stenosis"].scorer(bundle, BackendChoice(), num_threads=1)
+    assert [window.name for window in scorer.windows] == [DECODED]
+    inputs, shown = clips(list(range(0, 60, 3)), list(range(0, 60, 3)))
+    columns = scorer(inputs, shown, known())
+    assert tuple(columns) == (*COLUMNS, "stenosis_reason")
+    assert columns["stenosis_reason"].tolist() == [None, NO_FULL_CONTRAST]
+    assert all(columns[name][1] is None for name in COLUMNS)
+    rows = columns["stenosis_frames"][0]
+    assert [row["frame"] for row in rows] == [6, 9, 15, 18], "four of 6, 9, 12, 15, 18, evenly"
+    expected = scorer.probabilities_of(inputs[DECODED][:1, [2, 3, 5, 6]])[0]
+    np.testing.assert_allclose([row["probability"] for row in rows], expected[:, 1], atol=1e-6)
+    assert columns["stenosis_probability"][0] == pytest.approx(expected[:, 1].max())
+    assert columns["stenosis_class"][0] == bundle.classes[int(expected[:, 1].max() >= 0.4)]
+    assert columns["stenosis_threshold"][0] == pytest.approx(0.4)
+    for row in rows:  # in the file's own pixels
+        for box in row["boxes"]:
+            assert 0 <= box["x0"] < box["x1"] <= 256
+            assert 0 <= box["y0"] < box["y1"] <= 128
+    assert any(row["boxes"] for row in rows)
+
+
+def test_a_full_run_between_two_frames_shown_is_judged_by_the_nearest(bundle: Bundle) -> None:
+    scorer = TASKS["stenosis"].scorer(bundle, BackendChoice(), num_threads=1)
+    inputs, shown = clips(list(range(0, 60, 3)))
+    columns = scorer(inputs, shown, known(contrast_begin=[7], contrast_end=[7], rows=[64], columns=[64]))
+    assert [row["frame"] for row in columns["stenosis_frames"][0]] == [6]
+
+
+def test_three_classes_and_their_boxes(tmp_path: Path) -> None:
+    three = made(tmp_path, "stenosis_s_3cat", classes=THREE_CLASSES)
+    assert load_bundle(tmp_path).classes == THREE_CLASSES
+    scorer = TASKS["stenosis"].scorer(three, BackendChoice(), num_threads=1)
+    inputs, shown = clips(list(range(0, 60, 3)))
+    columns = scorer(inputs, shown, known(contrast_begin=[0], contrast_end=[50], rows=[64], columns=[64]))
+    assert {row["class"] for row in columns["stenosis_frames"][0]} <= set(THREE_CLASSES)
+
+
+def test_a_net_of_two_classes_is_no_bundle_of_three(tmp_path: Path) -> None:
+    with pytest.raises(BundleError, match="has 2 outputs for 3 classes"):
+        made(tmp_path, "stenosis_s", classes=THREE_CLASSES)
+    with pytest.raises(BundleError, match="is no net for stenosis, whose classes are those of frames"):
+        write_bundle(
+            tmp_path / "x", task="stenosis", net="x3d_s", state_dicts=[NETS["x3d_s"].build().state_dict()], threshold=0.5,
+            trained_on="synthetic",
+        )  # fmt: skip
+
+
+def test_the_class_is_the_first_below_the_threshold_else_the_likeliest_other() -> None:
+    p = np.array([[0.7, 0.1, 0.2], [0.6, 0.3, 0.1], [0.2, 0.3, 0.5]], np.float32)
+    np.testing.assert_allclose(positive(p), [0.3, 0.4, 0.8], atol=1e-6)
+    assert classes_at(p, 0.4).tolist() == [0, 1, 2]
+
+
+def test_boxes_hold_the_cells_that_stand_out() -> None:
+    cells = np.zeros((8, 8), np.float32)
+    cells[1, 2:4], cells[5:7, 6] = 0.9, 0.6
+    cells[0, 7] = 0.3  # below half of the most
+    assert map_boxes(cells, 512).tolist() == [
+        [128, 64, 256, 128, pytest.approx(0.9)], [384, 320, 448, 448, pytest.approx(0.6)],
+    ]  # fmt: skip
+    assert len(map_boxes(np.full((8, 8), 0.04, np.float32), 512)) == 0, "nothing stands out"
+
+
+def test_frame_logits_are_pooled_from_the_maps() -> None:
+    maps = torch.zeros(1, 1, 1, 4, 4)
+    maps[..., 2, 3] = 10.0
+    assert pooled(maps, "mean")[0, 0].tolist() == [0, 10 / 16]
+    assert pooled(maps, "logsumexp")[0, 0, 1] == pytest.approx(10.0, abs=1e-3), "a maximum but for what the rest adds"
+
+
+def test_inception_with_its_mean_is_the_classifier_of_torchvision() -> None:
+    torch.manual_seed(0)
+    net = inception_v3(2).eval()
+    classifier = ClipClassifier(NETS["inception_v3"], net=net).eval()
+    clip = torch.randint(0, 256, (1, 1, 299, 299), dtype=torch.uint8)
+    with torch.inference_mode():
+        x = clip[:, 0, None].float() / 255 / 0.225 - 0.45 / 0.225
+        features = net.features(x.expand(-1, 3, -1, -1)).mean(dim=(2, 3))
+        expected = features @ net.cells.weight[:, :, 0, 0].T + net.cells.bias
+        assert classifier.logits(clip)[0, 0, 1] == pytest.approx(float(expected), abs=1e-4)
+
+
+def test_local_contrast_shows_the_same_vessel_before_a_bright_and_a_dark_background() -> None:
+    grey = torch.full((2, 3, 64, 64), 60.0)
+    grey[1] = 200.0
+    grey[:, :, :, 30:33] *= 0.7
+    x = (grey / 255 - 0.45) / 0.225
+    of_dark, of_bright = LocalContrast()(x)[:, 1]
+    assert of_dark[32, 31] < -0.5
+    torch.testing.assert_close(of_dark[16:48, 24:40], of_bright[16:48, 24:40], atol=0.03, rtol=0.03)
+
+
+@pytest.mark.skipif(unsupported(BackendChoice(backend="openvino")) is not None, reason="OpenVINO is not installed")
+def test_openvino_gives_the_same_classes_and_maps(bundle: Bundle) -> None:
+    pixels = np.random.default_rng(1).integers(0, 256, (3, 4, 64, 64), dtype=np.uint8)
+    plain = TASKS["stenosis"].scorer(bundle, BackendChoice(), num_threads=1)
+    native = TASKS["stenosis"].scorer(bundle, BackendChoice(backend="openvino"), num_threads=1)
+    for batch in (pixels, pixels[:1]):
+        np.testing.assert_allclose(native.probabilities_of(batch), plain.probabilities_of(batch), atol=2e-3)
