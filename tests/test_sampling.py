@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from angio_ray.clip import ClipRejected, Reason
-from angio_ray.sampling import ClipWindow, resize_frames, select_frames
+from angio_ray.sampling import ClipWindow, resize_frames, select_frames, select_named
 
 THREE_D = ClipWindow(name="3d", size=160)
 TWO_D = ClipWindow(name="2d", size=299, stride=8)
@@ -109,3 +109,14 @@ def test_resizing_averages_areas_down_and_interpolates_up() -> None:
     assert (resize_frames(frames, 100)[1] == cv2.resize(frames[1], (100, 100), interpolation=cv2.INTER_LINEAR)).all()
     assert (resize_frames(frames, 64) == frames).all()
     assert resize_frames(frames[:, :, :40], 32).shape == (3, 32, 32)
+
+
+def test_named_frames_are_shown_in_their_order_and_the_last_fills_up() -> None:
+    window = ClipWindow(name="named", size=8, start=0, length=4, stride=1)
+    found = select_named((7, 3, 90), 50, window)
+    assert found.indices == (7, 3, 3, 3)
+    assert (found.num_shown, found.num_repeated) == (2, 2)
+    assert select_named(range(9), 50, window).indices == (0, 1, 2, 3), "no more than there is room for"
+    with pytest.raises(ClipRejected, match="none of the 2 asked for") as caught:
+        select_named((60, 70), 50, window)
+    assert caught.value.reason == Reason.TOO_SHORT

@@ -32,7 +32,7 @@ LARGEST = 10
 
 _OUTCOME = "outcome"
 """Status, and the reason behind a colon where rejected."""
-_NEGATIVE = {"quality": "satisfactory", "artery": "LCA"}
+_NEGATIVE = {"quality": "satisfactory", "artery": "LCA", "stenosis": "<25%"}
 """Task -> name of its negative class."""
 
 
@@ -170,7 +170,7 @@ def task_columns(task: str) -> TaskColumns:
 def read_run(root: TableRoot, run: str, task: str = "quality") -> pa.Table:
     """All rows of the run with the columns that a comparison needs; `bundle` is the digest of the task's bundle."""
     columns = task_columns(task)
-    wanted = ["object_id", "clip_id", "status", "reason", "backend", "precision", "model_domain", "bundles"]
+    wanted = ["object_id", "clip_id", "status", "reason", f"{task}_reason", "backend", "precision", "model_domain", "bundles"]
     wanted += [name for name in (columns.status, columns.probability, columns.threshold, columns.satisfactory) if name]
     batches = root.open("scores").to_pyarrow_dataset().to_batches(columns=wanted, filter=pc.field("run_id") == run)
     parts = []

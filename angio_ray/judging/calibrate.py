@@ -9,7 +9,7 @@ clips unless asked to (`score --gate on`). The patients that the threshold was s
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -21,11 +21,13 @@ from angio_ray.evaluation.assess import counted
 from angio_ray.evaluation.metrics import Metrics, binary_metrics
 from angio_ray.evaluation.thresholds import OperatingPoint, Rule, choose_threshold
 from angio_ray.judging.labelled import load_labels, prepare, review_note, run_scores
+from angio_ray.models import TASKS
 from angio_ray.models.bundles import Bundle, BundleError, load_bundle, save_bundle
 from angio_ray.pseudonyms import PseudonymKey
 from angio_ray.tables.root import TableRoot, TablesError
 from angio_ray.training.folds import in_sample
 from angio_ray.training.labels import LabelError, task_clips
+from angio_ray.training.stenosis_results import choose_study_threshold
 
 FEW_PATIENTS = 20
 FEW_CLIPS = 10
@@ -64,7 +66,7 @@ class Calibrated:
         for name, c in rows:
             shares = (c.sensitivity, c.specificity, c.positive_rate, c.npv)
             told = [f"{value:.3f}" if value is not None else "-" for value in shares]
-            negative, positive = self.bundle.classes
+            negative, positive = TASKS[self.bundle.task].classes
             last = (
                 f"excludes {told[2]}, satisfactory among kept {told[3]}"
                 if self.bundle.task == "quality"
@@ -122,11 +124,19 @@ def calibrate(
     patients = used["group_id"].to_pylist()
     domain = _domain(used)
     point = choose_threshold(target_N, probability_N, rule=rule, at_least=at_least)
+    if TASKS[before.task].named_frames:  # its verdicts are of studies: what training chooses on
+        rows = used.append_column("target", pa.array(target_N == 1)).append_column("probability", pa.array(probability_N))
+        threshold, level = choose_study_threshold(rows, rule, at_least)
+        confusion = binary_metrics(target_N, probability_N, threshold).confusion
+        point = replace(point, threshold=threshold, confusion=confusion)
+        rule_words = f" of {level}"
+    else:
+        rule_words = ""
     named = f"labels {found.label_set}" if found.label_set else "a label file"
-    asked = rule if at_least is None else f"{rule} of {at_least:g} or more"
+    asked = (rule if at_least is None else f"{rule} of {at_least:g} or more") + rule_words
     source = (
         f"set by {asked} on {used.num_rows:,} {domain} clips of {counted(len(set(patients)), 'patient')} "
-        f"({int(target_N.sum()):,} {before.classes[-1]}), {named}, run {run}"
+        f"({int(target_N.sum()):,} {TASKS[before.task].classes[-1]}), {named}, run {run}"
     )
     after = before.with_threshold(
         point.threshold, threshold_from=source, patients=[*used["patient_id"].to_pylist(), *patients]
@@ -137,7 +147,7 @@ def calibrate(
         before=before,
         point=point,
         at_old=binary_metrics(target_N, probability_N, before.threshold),
-        honest=_honest(target_N, probability_N, np.array(patients), rule, at_least),
+        honest=None if rule_words else _honest(target_N, probability_N, np.array(patients), rule, at_least),
         num_clips=used.num_rows,
         num_patients=len(set(patients)),
         num_positive=int(target_N.sum()),

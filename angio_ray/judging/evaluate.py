@@ -8,14 +8,16 @@ stands in `evaluation`; here is only what it is of.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 from rich.console import Console
 
 from angio_ray.evaluation.assess import (
@@ -29,7 +31,6 @@ from angio_ray.evaluation.assess import (
 from angio_ray.evaluation.bootstrap import RESAMPLES
 from angio_ray.evaluation.metrics import FIGURES
 from angio_ray.evaluation.paired import PairedComparison
-from angio_ray.evaluation.pooled import FoldsSummary
 from angio_ray.evaluation.report_data import UNCHECKED_ROWS
 from angio_ray.judging.labelled import (
     Labels,
@@ -45,6 +46,7 @@ from angio_ray.models import TASKS
 from angio_ray.pseudonyms import PseudonymKey
 from angio_ray.tables.root import TableRoot, TablesError
 from angio_ray.tables.row_sets import read_set
+from angio_ray.training.folds import in_sample
 from angio_ray.training.labels import task_clips
 from angio_ray.training.predictions import (
     ModelFacts,
@@ -60,7 +62,7 @@ from angio_ray.training.predictions import (
     write_metrics,
     write_set_predictions,
 )
-from angio_ray.training.stenosis_results import level_lines, level_rows
+from angio_ray.training.stenosis_results import LevelSummary, level_summaries
 
 OUT_OF_FOLD = "out_of_fold"
 """Name in `metrics` of an experiment's own left-out clips."""
@@ -77,10 +79,8 @@ class Judged:
     """In `metrics`."""
     bundle: str | None
     assessment: Assessment
-    levels: Mapping[str, FoldsSummary] = field(default_factory=dict)
+    levels: Sequence[LevelSummary] = ()
     """Of tasks whose clips are pooled: arteries and studies."""
-    level_rows: Sequence[Row] = ()
-    """Their rows of `metrics`."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -101,8 +101,8 @@ class Evaluation:
             if judged.levels:
                 console.print()
                 console.print(f"{judged.assessment.title}, by the worst clip of", soft_wrap=True, markup=False)
-            for line in level_lines(judged.levels):
-                console.print(line, soft_wrap=True, markup=False)
+            for level in judged.levels:
+                console.print(level.line(), soft_wrap=True, markup=False)
         for a, b, found in self.comparisons:
             print_comparison(a.assessment.title, b.assessment.title, found, console)
         if self.notes:
@@ -173,7 +173,7 @@ def _judge_experiment(
         title = f"{experiment}: " * named + _title(model, data)
         found, said = _assess(root, rows, title, labels, key, missing, resamples)
         notes += [note for note in said if note not in notes]
-        levels, of_levels = _levels(rows, _labels_of(root, labels, None), resamples)
+        levels = _levels(rows, _labels_of(root, labels, None), resamples)
         bundles = _values(rows["bundle"])
         filed = OUT_OF_FOLD if data == _FOLDS else data
         judged.append(
@@ -184,7 +184,6 @@ def _judge_experiment(
                 bundle=bundles[0] if len(bundles) == 1 else None,
                 assessment=found,
                 levels=levels,
-                level_rows=of_levels,
             )
         )
     if not judged:
@@ -285,7 +284,7 @@ def _judge_run(
         notes.append(
             f"{model}: none of its {len(seen):,} training patients is among these (pseudonyms of another key would not show)"
         )
-    levels, of_levels = _levels(rows, labels.clips, resamples)
+    levels = _levels(_with_unscored(rows, clips, target, seen), labels.clips, resamples)
     return (
         Judged(
             experiment=experiment,
@@ -294,7 +293,6 @@ def _judge_run(
             bundle=scores.bundle,
             assessment=assessment,
             levels=levels,
-            level_rows=of_levels,
         ),
         notes,
     )
@@ -338,14 +336,25 @@ def _labels_of(root: TableRoot, label_set: str | None, labels: Labels | None) ->
     return read_set(root, "labels", label_set=label_set) if label_set else None
 
 
-def _levels(rows: pa.Table, clips: pa.Table | None, resamples: int) -> tuple[dict[str, FoldsSummary], list[Row]]:
+def _with_unscored(rows: pa.Table, clips: pa.Table, target: NDArray[np.bool_], seen: Collection[str]) -> pa.Table:
+    """Rows of `predictions`, and without a probability the labelled clips that are not among them: they say what a study is."""
+    scored = set(rows["clip_id"].to_pylist())
+    names = ["clip_id", "patient_id", "study_id", "group_id"]
+    left = clips.select(names).append_column("target", pa.array(target, pa.bool_()))
+    left = left.append_column("in_sample", pa.array(in_sample(left, seen)))
+    left = left.append_column("part", pa.array(["independent"] * len(left)))
+    left = left.filter(pa.array([clip_id not in scored for clip_id in left["clip_id"].to_pylist()], pa.bool_()))
+    return pa.concat_tables([rows, left], promote_options="default")
+
+
+def _levels(rows: pa.Table, clips: pa.Table | None, resamples: int) -> list[LevelSummary]:
     """Arteries and studies of held-out clips, of tasks that pool clips to them; the arteries are the labels'."""
     if clips is None or not any(TASKS[task].named_frames for task in _values(rows["task"]) if task in TASKS):
-        return {}, []
+        return []
     arteries = dict(zip(clips["clip_id"].to_pylist(), clips["artery"].to_pylist(), strict=True))
     kept = held_out(rows)
     of = [arteries.get(clip_id) for clip_id in kept["clip_id"].to_pylist()]
-    return level_rows(kept.append_column("artery", pa.array(of, pa.string())), resamples=resamples)
+    return level_summaries(kept.append_column("artery", pa.array(of, pa.string())), resamples=resamples)
 
 
 Compared = tuple[Judged, Judged, PairedComparison]
@@ -363,7 +372,7 @@ def _file(
     """Write all figures of each model in one call."""
     written = 0
     for one in judged:
-        rows = [*metric_rows(one.assessment), *one.level_rows]
+        rows = [*metric_rows(one.assessment), *(row for level in one.levels for row in level.rows())]
         for a, b, found in comparisons:
             if b is one:
                 other = a.model if a.experiment == b.experiment else f"{a.experiment}/{a.model}"
@@ -407,7 +416,8 @@ def _foreign(root: TableRoot, one: Judged, rows: Sequence[Row]) -> list[Row]:
         {column: value for column, value in row.items() if column not in made}
         for row in stored
         if (
-            row["metric"] not in own or row["subgroup_value"] == "frame" or row["subgroup"] == "boxes"
+            (row["metric"] not in own or row["subgroup_value"] == "frame" or row["subgroup"] == "boxes")
+            and not (row["subgroup"] == "level" and row["subgroup_value"] != "frame")
             if row["compared_with"] is None
             else unchanged and "/" in row["compared_with"] and row["compared_with"] not in again
         )

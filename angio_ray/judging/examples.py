@@ -102,8 +102,8 @@ def _of_bundle(
 
     seen = bundle.window if bundle else ClipWindow(name="seen", size=size_px)
     shown = replace(seen, name="shown", size=size_px)
-    by_frame = bundle is not None and TASKS[bundle.task].named_frames
-    cam = (FrameMap(bundle) if by_frame else GradCam(bundle)) if bundle else None
+    by_frame = bool(examples) and examples[0].frames is not None
+    cam = (FrameMap(bundle) if TASKS[bundle.task].named_frames else GradCam(bundle)) if bundle else None
     positive = len(TASKS[bundle.task].classes) - 1 if bundle else 1
     with ClipReader([seen, shown], assume_fps=assume_fps) as reader:
         for example in examples:
@@ -116,11 +116,12 @@ def _of_bundle(
                 example.note = "no picture: the place of the clip cannot be read"
                 continue
             heat_THW, boxes = None, None
+            if example.frames is not None:
+                inputs = {name: frames_THW[: len(example.frames)] for name, frames_THW in inputs.items()}
             if cam is None:
                 example.note = "no heat map: the bundle that scored it was not found"
             elif isinstance(cam, FrameMap):
-                probability_T, heat_THW, boxes = cam(inputs[seen.name][: len(example.frames or ())])
-                inputs["shown"] = inputs["shown"][: len(heat_THW)]
+                probability_T, heat_THW, boxes = cam(inputs[seen.name])
                 if abs(float(probability_T.max()) - example.probability) > _DIFFERS:
                     example.note = f"computed anew for the picture: {probability_T.max():.3f}"
             else:

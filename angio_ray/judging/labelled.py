@@ -169,14 +169,15 @@ def run_scores(root: TableRoot, run: str, clip_ids: Collection[str], *, task: st
     probability: dict[str, float] = {}
     why: dict[str, str] = {}
     order = rows.sort_by("object_id")
-    names = ("clip_id", columns.probability, "status", "reason", columns.status)
-    for clip_id, p, status, reason, task_status in zip(*(order[name].to_pylist() for name in names), strict=True):
+    names = ("clip_id", columns.probability, "status", "reason", columns.status, f"{task}_reason")
+    for clip_id, p, status, reason, task_status, why_not in zip(*(order[name].to_pylist() for name in names), strict=True):
         if clip_id not in wanted:
             continue
         if p is not None:
             probability.setdefault(clip_id, float(p))
         else:
-            why.setdefault(clip_id, f"{status}: {reason}" if reason else f"{task} {task_status}")
+            more = f": {why_not}" if why_not else " by the gate" if status == "gated" else ""
+            why.setdefault(clip_id, f"{status}: {reason}" if reason else f"{task} {task_status}{more}")
     unscored = Counter(why.get(clip_id, "not in the run") for clip_id in wanted - probability.keys())
     return RunScores(
         run, probability, dict(unscored), thresholds[0], digests[0], _joined(_values(scored["model_domain"]))

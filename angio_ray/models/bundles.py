@@ -351,6 +351,8 @@ def _write_folder(folder: Path, bundle: Bundle, card: str) -> None:
 
 
 def _default_card(bundle: Bundle) -> str:
+    from angio_ray.models import TASKS
+
     window = bundle.window
     people = "synthetic clips (the phantom); it has seen no patient" if bundle.trained_on == "synthetic" else "patients' clips"
     lines = [
@@ -359,9 +361,13 @@ def _default_card(bundle: Bundle) -> str:
         "Research use only. Not a medical device.",
         "",
         f"- Trained on: {people}.",
-        f"- Input: {window.num_frames} frames of {window.size} x {window.size} px, every {window.stride}. of {window.length} "
-        f"at {window.fps:g}/s from frame {window.start}.",
-        f"- Output: probability of {bundle.classes[-1]}; at or above {bundle.threshold:g} the clip is called so.",
+        f"- Input: {window.num_frames} frames of {window.size} x {window.size} px, "
+        + (
+            "chosen one by one."
+            if TASKS[bundle.task].named_frames
+            else f"every {window.stride}. of {window.length} at {window.fps:g}/s from frame {window.start}."
+        ),
+        f"- Output: probability of {TASKS[bundle.task].classes[-1]}; at or above {bundle.threshold:g} the clip is called so.",
         *([f"- Threshold: {bundle.threshold_from}."] if bundle.threshold_from else []),
         f"- Weights: {len(bundle.weights)} file(s), digest {bundle.digest}.",
         f"- Training patients: {len(bundle.training_patients)}.",

@@ -36,6 +36,9 @@ COLUMNS = (
 
 NUM_CANDIDATES = 8
 """Frames chosen of those with full contrast; the paper has 5 to 10 in a clip."""
+CANDIDATE_STEP = 3
+"""Of the frames at 15 per second one in so many may be chosen: five a second are a handful in every beat of the heart, and what
+classifies them is handed those alone, at full size."""
 
 # From the first frame on: clips of 60 to 200 frames (spec section 2); the last frame stands where there are fewer.
 WHOLE_112 = ClipWindow(name="t200_112px", size=112, start=0, length=200, stride=1)
@@ -86,8 +89,19 @@ def _named(p_TK: NDArray[np.float32], shown_T: NDArray[np.integer], threshold: n
         row["first_contrast"], row["last_contrast"] = (int(shown_T[t]) for t in seen)
     if full:
         row["contrast_begin"], row["contrast_end"] = (int(shown_T[t]) for t in full)
-        row["candidate_frames"] = candidate_frames(shown_T[full[0] : full[1] + 1])
+        row["candidate_frames"] = candidates_between(shown_T[::CANDIDATE_STEP], *(int(shown_T[t]) for t in full))
     return row
+
+
+def candidates_between(shown_T: NDArray[np.integer], begin: int, end: int, count: int = NUM_CANDIDATES) -> list[int]:
+    """At most `count` of the frames shown (every CANDIDATE_STEP-th at 15 per second) from `begin` to `end`, in the file's own.
+
+    Where full contrast is shorter than the step and has none of them, the one nearest to its middle.
+    """
+    full_T = shown_T[(shown_T >= begin) & (shown_T <= end)]
+    if not len(full_T):
+        full_T = shown_T[[int(np.abs(shown_T - (begin + end) / 2).argmin())]]
+    return candidate_frames(full_T, count)
 
 
 def candidate_frames(full_T: NDArray[np.integer], count: int = NUM_CANDIDATES) -> list[int]:

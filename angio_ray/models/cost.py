@@ -101,7 +101,8 @@ def render(rows: Sequence[CostRow]) -> None:
     console = Console()
     console.print(table)
     if backend := next((row.backend for row in rows if row.backend), None):
-        console.print(f"Here: {backend}. GMAC of r18_2d and r152_2d are one frame's (a clip has four), else the clip's.")
+        console.print(f"Here: {backend}. GMAC of r18_2d and r152_2d are one frame's (a clip has four), so are those of nets for "
+                      "stenosis (eight), else the clip's.")
 
 
 def _number(value: float | None, places: int | None = None) -> str:

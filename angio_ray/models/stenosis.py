@@ -2,7 +2,7 @@
 
 The stenosis paper (spec section 2) classifies single frames of full contrast with Inception-v3, in two classes (below 25 % and
 from there on) or three (total occlusion apart), and takes the worst frame for clip, artery and study. `inception_v3` is the
-paper's; `stenosis_s` gives each cell of 8 px a say and takes a smooth maximum, at a sixth of the cost per pixel. Which frames are
+paper's; `stenosis_s` gives each cell of 8 px a say and takes a smooth maximum, at a small part of the cost. Which frames are
 candidates the task `contrast` has said. Knows nothing of tables, gates or Ray.
 
 Shapes: B clips, T frames, H x W pixels, K classes, h x w cells.
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from angio_ray.models.backends import CompiledScorer
-from angio_ray.models.contrast import NUM_CANDIDATES, candidate_frames
+from angio_ray.models.contrast import CANDIDATE_STEP, NUM_CANDIDATES
 from angio_ray.models.interface import NetSpec
 from angio_ray.sampling import ClipWindow
 
@@ -33,22 +33,26 @@ TWO_CLASSES = ("<25%", ">=25%")
 THREE_CLASSES = ("<25%", "25-99%", "100%")
 """The paper's 3-CAT: total occlusions apart."""
 COLUMNS = ("stenosis_probability", "stenosis_threshold", "stenosis_class", "stenosis_frames")
-READS = ("contrast_begin", "contrast_end", "rows", "columns")
+READS = ("contrast_status", "candidate_frames", "rows", "columns")
 
 NO_FULL_CONTRAST = "no_full_contrast"
 """Why a clip is skipped: no frame of it is a candidate."""
+CONTRAST_FAILED = "contrast_failed"
+"""Why a clip is skipped: the task `contrast` could not look for any."""
 
 NAMED_512 = ClipWindow(name="named8_512px", size=512, start=0, length=NUM_CANDIDATES, stride=1)
 NAMED_299 = ClipWindow(name="named8_299px", size=299, start=0, length=NUM_CANDIDATES, stride=1)
 
 
 def decoded_windows(bundle: Bundle) -> tuple[ClipWindow, ...]:
-    """What a clip is decoded to before its candidate frames are known: a frame in three of all that the contrast task sees.
+    """What a clip is decoded to before its candidate frames are known: all frames that may be one (all at 15 per second would be
+    52 MB a clip)."""
+    return (may_be_candidates(bundle.window.size),)
 
-    Five frames a second are a handful in every beat of the heart; all fifteen would be 52 MB a clip.
-    """
-    size = bundle.window.size
-    return (ClipWindow(name=f"t200s3_{size}px", size=size, start=0, length=200, stride=3),)
+
+def may_be_candidates(size: int) -> ClipWindow:
+    """The frames that the contrast task chooses from."""
+    return ClipWindow(name=f"t200s{CANDIDATE_STEP}_{size}px", size=size, start=0, length=200, stride=CANDIDATE_STEP)
 
 
 class StenosisScorer(CompiledScorer):
@@ -69,19 +73,18 @@ class StenosisScorer(CompiledScorer):
     ) -> dict[str, np.ndarray]:
         """Classify the candidate frames of B clips: -> COLUMNS and stenosis_reason, each of length B.
 
-        Of the frames shown those between contrast_begin and contrast_end, at most as many as the net takes. A clip without any is
-        skipped. ValueError when the net returns no number (NaN) for a clip.
+        A clip without candidate frames is skipped. ValueError when the net returns no number (NaN) for a clip.
         """
         window = self.windows[0]
         chosen = [
-            _candidates(shown, begin, end, self.num_frames)
-            for shown, begin, end in zip(
-                frames[window.name], known["contrast_begin"], known["contrast_end"], strict=True
-            )
+            [place for place, frame in enumerate(shown.tolist()) if frame in (candidates or ()) and frame not in shown[:place]]
+            for shown, candidates in zip(frames[window.name], known["candidate_frames"], strict=True)
         ]
         columns = {name: np.full(len(chosen), None, object) for name in (*COLUMNS, "stenosis_reason")}
         found = [i for i, places in enumerate(chosen) if len(places)]
-        columns["stenosis_reason"][[i for i in range(len(chosen)) if i not in found]] = NO_FULL_CONTRAST
+        for i in set(range(len(chosen))) - set(found):
+            failed = known["contrast_status"][i] == "failed"
+            columns["stenosis_reason"][i] = CONTRAST_FAILED if failed else NO_FULL_CONTRAST
         if not found:
             return columns
         filled = [np.resize(chosen[i], self.num_frames) for i in found]  # fewer stand again, and change no maximum
@@ -95,10 +98,9 @@ class StenosisScorer(CompiledScorer):
                 self._frame(int(shown[place]), p_X, window.size, scale)
                 for place, p_X in zip(chosen[i], p_TX[: len(chosen[i])], strict=True)
             ]
-            worst = max(rows, key=lambda row: float(row["probability"]))
-            columns["stenosis_probability"][i] = worst["probability"]
+            columns["stenosis_probability"][i] = max(row["probability"] for row in rows)
             columns["stenosis_threshold"][i] = float(self.threshold)
-            columns["stenosis_class"][i] = worst["class"]
+            columns["stenosis_class"][i] = max((row["class"] for row in rows), key=self.classes.index)
             columns["stenosis_frames"][i] = rows
         return columns
 
@@ -143,21 +145,6 @@ def map_boxes(cells_hw: NDArray[np.float32], size: float, *, share: float = 0.5,
     found = np.array(boxes, np.float64).reshape(-1, 5)
     found[:, :4] *= size / cells_hw.shape[0]
     return found
-
-
-def _candidates(
-    shown_T: NDArray[np.integer], begin: int | None, end: int | None, count: int
-) -> NDArray[np.intp]:
-    """Places among the frames shown of those to classify: in full contrast, evenly spread. Empty where there is none."""
-    if begin is None or end is None:
-        return np.empty(0, np.intp)
-    shown_T = np.asarray(shown_T)
-    full_T = shown_T[(shown_T >= begin) & (shown_T <= end)]
-    if not len(full_T):  # shorter than the step from one frame shown to the next
-        nearest = int(np.abs(shown_T - (begin + end) / 2).argmin())
-        return np.array([nearest], np.intp)
-    first = {int(frame): place for place, frame in reversed(list(enumerate(shown_T.tolist())))}
-    return np.array([first[frame] for frame in candidate_frames(full_T, count)], np.intp)
 
 
 def _net(name: str, classes: int) -> nn.Module:

@@ -63,7 +63,8 @@ class DecodeStage:
                 rows[position], Reason.OUT_OF_MEMORY, "the decoding worker died 2 times at this object"
             )
 
-        ids = [row["object_id"] for row in rows]
+        # an object may come several times, for other frames each time: its rows are not one another's deaths
+        ids = [row["object_id"] + (f" {row['frames']}" if row.get("frames") is not None else "") for row in rows]
         return pa.Table.from_pylist(run_guarded(self.ledger, "decode", ids, decode, give_up), schema=self.schema)
 
     def _read(self, key: dict[str, Any]) -> dict[str, Any]:

@@ -142,7 +142,7 @@ SELECT
     if(stenosis.artery IS NULL, distance_alone, stenosis.distance) AS view_distance_deg,
     contrast_run_id, contrasts.contrast_status, contrasts.contrast_reason,
     contrasts.contrast_frames, contrasts.contrast_threshold,
-    -- the frames that the stenosis model classified, where it did
+    -- those that the stenosis model went by, where it did
     if(candidates_own IS NULL, contrasts.first_contrast, first_own) AS first_contrast,
     if(candidates_own IS NULL, contrasts.contrast_begin, begin_own) AS contrast_begin,
     if(candidates_own IS NULL, contrasts.contrast_end, end_own) AS contrast_end,
@@ -213,12 +213,17 @@ SELECT
     f.probability AS probability, f."class" AS "class", f.boxes AS boxes
 FROM (SELECT *, unnest(stenosis_frames) AS f FROM latest_scores);
 
--- Where narrowings are seen: one line per box, in the file's own pixels, its sides in mm at the patient too.
+-- What stands out in the candidate frames, also in those called without a narrowing (frame_class): one line per box, in the
+-- file's own pixels, its sides in mm at the patient too. The figures of boxes (metrics) count those from half a probability on.
 CREATE VIEW stenosis_boxes AS
 SELECT
-    run_id, object_id, clip_id, study_id, patient_id, artery, "view", frame, b.probability AS probability,
+    run_id, object_id, clip_id, study_id, patient_id, artery, "view", frame, frame_class, frame_probability,
+    b.probability AS probability,
     b.x0 AS x0, b.y0 AS y0, b.x1 AS x1, b.y1 AS y1, (b.x1 - b.x0) * column_mm AS width_mm, (b.y1 - b.y0) * row_mm AS height_mm
-FROM (SELECT * EXCLUDE (probability), unnest(boxes) AS b FROM stenosis_frames)
+FROM (
+    SELECT * EXCLUDE (probability), probability AS frame_probability, "class" AS frame_class, unnest(boxes) AS b
+    FROM stenosis_frames
+)
 LEFT JOIN pixel_sizes USING (object_id);
 
 -- Rows with their study, also those of objects that could not be read: the study that another run found in the same object.

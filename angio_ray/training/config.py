@@ -208,4 +208,6 @@ def training_place(tables: str) -> str:
 
 def _typed(name: str, value: Any) -> list[str]:
     flag = f"--{name.replace('_', '-')}"
-    return [flag] if value is True else [flag, repr(value) if isinstance(value, float) else str(value)]
+    if isinstance(value, bool):
+        return [flag if value else f"--no-{name.replace('_', '-')}"]
+    return [flag, repr(value) if isinstance(value, float) else str(value)]

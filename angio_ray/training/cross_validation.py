@@ -13,16 +13,16 @@ import json
 import logging
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 import pyarrow.fs
 import ray
 import ray.train
@@ -38,7 +38,7 @@ from angio_ray.models.bundles import BundleError, Origin, load_bundle
 from angio_ray.models.classifier import KINETICS_MEAN, KINETICS_STD, ClipClassifier
 from angio_ray.models.contrast import CLASSES as CONTRAST_CLASSES
 from angio_ray.models.contrast import frame_classes
-from angio_ray.models.interface import UNJUDGED
+from angio_ray.models.interface import UNJUDGED, NetSpec
 from angio_ray.models.pretrained import PretrainedError, load_pretrained
 from angio_ray.models.stenosis import map_boxes
 from angio_ray.scoring.cluster import check_nodes_see, ray_cluster
@@ -58,6 +58,8 @@ from angio_ray.training.contrast_results import ContrastSummary, Span
 from angio_ray.training.folds import FoldError, FoldPlan, check_disjoint, check_plan, ensure_folds
 from angio_ray.training.labels import (
     FRAME_TARGETS,
+    Finding,
+    Kind,
     LabelError,
     LabelFile,
     LabelJoin,
@@ -155,12 +157,26 @@ class _Clips:
             for key, named, frames in zip(keys, self.named, self.redundant or [()] * len(keys), strict=True)
             if frames
         ]
+        rows = [row for row, kept in zip(rows, self._balanced(rows), strict=True) if kept]
         object_ids, etags, frames, targets, boxes = zip(*rows, strict=True)
         target_NT = np.full((len(rows), cache.window.num_frames), UNJUDGED, np.int64)
         for target_T, shown, target in zip(target_NT, frames, targets, strict=True):
             target_T[: len(shown)] = target
         spans = tuple(Span(len(shown), None) for shown in frames)
-        return Part(cache.open(object_ids, etags, frames), target_NT, boxes), spans
+        part = Part(cache.open(object_ids, etags, frames), target_NT, boxes, num_as_scored=len(self.named))
+        return part, spans
+
+    def _balanced(self, rows: Sequence[tuple[Any, ...]]) -> list[bool]:
+        """Which rows are kept, so that each class has the same share of frames without contrast as another."""
+        clips = Counter(named.target for named in self.named)
+        more = Counter(row[3] for row in rows[len(self.named) :])
+        share = min((more[target] / number for target, number in clips.items()), default=0.0)
+        room = {target: round(share * number) for target, number in clips.items()}
+        kept = [True] * len(self.named)
+        for row in rows[len(self.named) :]:
+            kept.append(room[row[3]] > 0)
+            room[row[3]] -= 1
+        return kept
 
     def found_boxes(self, classifier: ClipClassifier, cache: ClipCache, place: Place) -> tuple[FoundBoxes, ...]:
         """What the maps show on the frames that boxes were marked on."""
@@ -241,8 +257,9 @@ def _train(config: TrainConfig) -> TrainSummary:
                 1,
             )
         join = join_labels(root, key, labels, source=config.clips)
-        _tell(join, out, config)
-        clips, target_N = _with_frames(*task_clips(join.clips, config.task), config)
+        used = _with_frames(join, config)
+        _tell(used, out, config)
+        clips, target_N = task_clips(used.clips, config.task)
         # all that can be wrong with the arguments comes before the long work
         plan = FoldPlan(
             scheme=config.scheme,
@@ -302,33 +319,45 @@ def _train(config: TrainConfig) -> TrainSummary:
     )
 
 
-def _with_frames(
-    clips: pa.Table, target_N: NDArray[np.bool_], config: TrainConfig
-) -> tuple[pa.Table, NDArray[np.bool_]]:
-    """Of tasks that see frames one by one the clips whose full contrast is labelled; the others are said."""
+def _with_frames(join: LabelJoin, config: TrainConfig) -> LabelJoin:
+    """Of tasks that see frames one by one: without the clips whose frames or class cannot be told, each of them a finding."""
     if not TASKS[config.task].named_frames:
-        return clips, target_N
-    begin, end = (pc.is_valid(clips[name]).to_numpy(zero_copy_only=False) for name in ("contrast_begin", "contrast_end"))
-    if (left := int((~(begin & end)).sum())) == len(clips):
-        raise LabelError(f"no clip with a label for {config.task} has its frames of full contrast (contrast_begin, contrast_end)")
-    if left:
-        log.info("  %s clips have no contrast_begin and contrast_end: their frames cannot be chosen", f"{left:,}")
-    return clips.filter(pa.array(begin & end)), target_N[begin & end]
+        return join
+    spec, usable, findings = NETS[config.net], [], []
+    for row in join.clips.to_pylist():
+        if row["stenoses"] is None or row["quality"] == "unsatisfactory":
+            continue
+        if config.assume_fps and not row["frame_time_ms"]:
+            row["frame_time_ms"] = 1000 / config.assume_fps
+        if named_frames(row, spec.window.num_frames, spec.classes):
+            usable.append(row)
+        else:
+            findings.append(Finding(Kind.NO_FRAMES, None, row["clip_id"]))
+    if not usable:
+        raise LabelError(f"no clip with a label for {config.task} has known contrast_begin and contrast_end, and a frame time")
+    clips = pa.Table.from_pylist(usable, join.clips.schema)
+    return replace(join, clips=clips, findings=(*join.findings, *findings))
 
 
 def _named_inputs(clips: pa.Table, config: TrainConfig) -> pa.Table:
-    """The clips once for their candidate frames, again for those with boxes, and for those without contrast where the recipe
-    asks for them."""
+    """The clips once for their candidate frames, again with frames that have boxes, for these alone, and for frames without
+    contrast where the recipe asks for them."""
     spec = NETS[config.net]
     rows = []
     for row in clips.to_pylist():
-        lists = [named_frames(row, spec.window.num_frames, spec.classes).frames]
+        lists = [_named(row, spec, taught=taught).frames for taught in (False, bool(config.chosen_recipe.box_weight))]
         if marked := marked_frames(row, spec.window.num_frames):
             lists.append(marked)
         if config.chosen_recipe.redundancy and (without := frames_without_contrast(row, spec.window.num_frames)):
             lists.append(without)
         rows += [{**row, "frames": frames} for frames in dict.fromkeys(lists)]
     return pa.Table.from_pylist(rows, clips.schema.append(pa.field("frames", pa.list_(pa.int32()))))
+
+
+def _named(row: Mapping[str, Any], spec: NetSpec, *, taught: bool = False) -> NamedFrames:
+    found = named_frames(row, spec.window.num_frames, spec.classes, taught=taught)
+    assert found is not None, "`_with_frames` leaves out what has none"
+    return found
 
 
 def _place(uri: str) -> Storage:
@@ -537,11 +566,11 @@ def _jobs(
         columns = [experiment.clips[c].to_pylist() for c in ("clip_id", *FRAME_TARGETS[experiment.task])]
         contrast = {clip_id: tuple(frames) for clip_id, *frames in zip(*columns, strict=True)}
 
-    spec, rows = NETS[experiment.net], {}
+    spec, recipe, rows = NETS[experiment.net], experiment.recipe, {}
     if TASKS[experiment.task].named_frames:
         rows = {row["clip_id"]: row for row in experiment.clips.to_pylist()}
 
-    def clips(part: pa.Table, *, redundancy: bool = False, boxes: bool = False) -> _Clips:
+    def clips(part: pa.Table, *, taught: bool = False, boxes: bool = False) -> _Clips:
         ids = part["clip_id"].to_pylist()
         of = [rows[clip_id] for clip_id in ids] if rows else []
         count = spec.window.num_frames
@@ -550,8 +579,8 @@ def _jobs(
             etags=tuple(objects[clip_id][1] for clip_id in ids),
             target_N=np.asarray(part["target"].to_pylist(), np.int64),
             contrast=tuple(contrast[clip_id] for clip_id in ids) if contrast else (),
-            named=tuple(named_frames(row, count, spec.classes) for row in of),
-            redundant=tuple(frames_without_contrast(row, count) for row in of) if redundancy else (),
+            named=tuple(_named(row, spec, taught=taught and recipe.box_weight > 0) for row in of),
+            redundant=tuple(frames_without_contrast(row, count) for row in of) if taught and recipe.redundancy else (),
             marked=tuple(marked_frames(row, count) for row in of) if boxes else (),
         )
 
@@ -566,7 +595,7 @@ def _jobs(
                 recipe=experiment.recipe,
                 seed=config.seed * 1000 + number,
                 cache=cache,
-                train=clips(fold.train, redundancy=experiment.recipe.redundancy),
+                train=clips(fold.train, taught=True),
                 validation=clips(fold.validation),
                 test=clips(fold.test, boxes=True),
                 start=start,

@@ -81,6 +81,8 @@ LABELLED = pa.schema(
         pa.field("synthetic", pa.bool_(), nullable=False),
         pa.field("rows", pa.int32()),
         pa.field("columns", pa.int32()),
+        pa.field("num_frames", pa.int32()),
+        pa.field("frame_time_ms", pa.float64()),
         *(_LABELS.field(name).remove_metadata() for name in LABEL_COLUMNS),
     ]
 )
@@ -104,6 +106,8 @@ class Kind(StrEnum):
     """The row's key columns name two clips. Left out."""
     UNREADABLE_CLIP = "unreadable_clip"
     """`clips` has a reason in place of the clip's header. Left out."""
+    NO_FRAMES = "no_frames"
+    """The task is taught on frames of full contrast, and those of the clip, or its class, are not known. Left out of it."""
     NO_PATIENT = "no_patient"
     """The header names neither patient nor study, so the clip cannot be kept on one side. Left out."""
     CONFLICT = "conflict"
@@ -440,6 +444,8 @@ class _Clip:
     plane: str | None
     rows: int | None
     columns: int | None
+    num_frames: int | None
+    frame_time_ms: float | None
     synthetic: bool | None
     reason: str | None
 
@@ -511,7 +517,8 @@ def task_clips(clips: pa.Table, task: str = "quality") -> tuple[pa.Table, NDArra
     """The clips that have a label for the task, and whether each is of its positive class, (N,).
 
     Clips labelled unsatisfactory are there for quality alone. Of a task with a class per frame the second says whether a clip
-    is of the half in which full contrast lasts longer: folds are to have as many of both.
+    is of the half in which full contrast lasts longer: folds are to have as many of both. Of stenosis a clip counts whose worst
+    narrowing is known to be of 25 % or more, or to be less.
     `clips`: `LabelJoin.clips` or a set of the table `labels`. LabelError for a task without labels, or none for it.
     """
     if task not in (*TARGETS, *FRAME_TARGETS, _NAMED_FRAMES):
@@ -524,7 +531,8 @@ def task_clips(clips: pa.Table, task: str = "quality") -> tuple[pa.Table, NDArra
         labelled = clips.filter(pc.or_(full, pc.and_(seen, pc.invert(pc.or_(begin, end)))))
     elif task == _NAMED_FRAMES:
         column = "stenoses"
-        labelled = clips.filter(pc.is_valid(clips[column]))
+        classes = [None if found is None else worst_class(found, 2) for found in clips[column].to_pylist()]
+        labelled = clips.filter(pa.array([found is not None for found in classes], pa.bool_()))
     else:
         column = TARGETS[task][0]
         labelled = clips.filter(pc.is_valid(clips[column]))
@@ -541,7 +549,7 @@ def task_clips(clips: pa.Table, task: str = "quality") -> tuple[pa.Table, NDArra
         longer_N[longest_first[: len(labelled) // 2]] = True  # by rank: equal lengths are divided too
         return labelled, longer_N
     if task == _NAMED_FRAMES:
-        return labelled, np.array([worst_class(found, 2) > 0 for found in labelled["stenoses"].to_pylist()], np.bool_)
+        return labelled, np.array([worst_class(found, 2) == 1 for found in labelled["stenoses"].to_pylist()], np.bool_)
     positive = TARGETS[task][1]
     return labelled, np.array([value == positive for value in labelled[column].to_pylist()], np.bool_)
 

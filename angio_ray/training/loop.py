@@ -78,6 +78,8 @@ class Part:
     """1: the positive class. For nets with a class per frame (N, T): the frame's class, or UNJUDGED."""
     boxes: tuple[NDArray[np.float32] | None, ...] = ()
     """Of each clip what was marked on its frames, (S, 6) as `losses.boxes_of_frames` takes them; None: nothing is known."""
+    num_as_scored: int | None = None
+    """So many of the first clips are such as are scored; the others are there to teach. None: all."""
 
     def __len__(self) -> int:
         return len(self.target_N)
@@ -282,7 +284,7 @@ class _Loop:
             close_branches(self.classifier.net)
         fit_for_training(self.classifier, self.device)
         for module in self.classifier.modules():
-            if isinstance(module, nn.Dropout) and recipe.dropout is not None:
+            if isinstance(module, nn.modules.dropout._DropoutNd) and recipe.dropout is not None:
                 module.p = recipe.dropout
         self.model: nn.Module = _Trained(self.classifier)
         if place.world > 1:
@@ -374,7 +376,8 @@ class _Loop:
                 f"epoch {number + 1}: the loss is no finite number any more; "
                 f"take a lower --learning-rate than {recipe.learning_rate:g}"
             )
-        loss, auc = _judged(thinned_targets(self.validation.target_N, stage.frames), probability_N)
+        worst = self.classifier.layout == "BCTHW-maps"
+        loss, auc = _judged(thinned_targets(self.validation.target_N, stage.frames), probability_N, any_but_first=worst)
         # the same numbers on every process: they decide what comes next
         values = _agreed(
             [
@@ -464,6 +467,7 @@ class _Loop:
                     if maps is not None and recipe.box_weight and marked:
                         motion = MOTION * (whole_px / stage.size if stage.cut else 1.0)
                         of_frames = self._boxes(marked, homography_B33, shown, motion)
+                        of_frames = [None if t == UNJUDGED else b for b, t in zip(of_frames, target.tolist(), strict=True)]
                         loss = loss + recipe.box_weight * box_loss(maps.flatten(0, 1), of_frames) / target_B.numel()
                     # DistributedDataParallel takes the mean over the workers; the sum is meant
                     (loss * place.world).backward()
@@ -526,7 +530,8 @@ class _Loop:
             self.classifier.net.load_state_dict(state.best_model)
             best_epoch = state.best_epoch
         if self.recipe.settle_clips:
-            rows = np.random.default_rng((self.seed, 0, 0)).permutation(len(self.train))[: self.recipe.settle_clips]
+            as_scored = self.train.num_as_scored or len(self.train)
+            rows = np.random.default_rng((self.seed, 0, 0)).permutation(as_scored)[: self.recipe.settle_clips]
             batches = _read_ahead(self.train.clips, _batches_of(rows, _at_once(self.classifier, _SETTLED_AT_ONCE)))
             settle_statistics(self.classifier, (x.to(self.device) for x in batches))
         as_stored(self.classifier)
@@ -667,8 +672,11 @@ def _values(stage: Stage) -> int:
     return stage.size**2 * stage.frames
 
 
-def _judged(target_N: NDArray[np.int64], probability_N: NDArray[np.float32]) -> tuple[float, float | None]:
-    """Mean cross entropy, and the AUC of the positive class (of the last one, over all frames) where both are there."""
+def _judged(
+    target_N: NDArray[np.int64], probability_N: NDArray[np.float32], *, any_but_first: bool = False
+) -> tuple[float, float | None]:
+    """Mean cross entropy, and the AUC of the positive class (over all frames; the last one, or any but the first) where both are
+    there."""
     if probability_N.ndim > 1:
         judged = target_N != UNJUDGED
         target_N, probability_NK = target_N[judged], probability_N[judged]
@@ -676,8 +684,9 @@ def _judged(target_N: NDArray[np.int64], probability_N: NDArray[np.float32]) -> 
         probability_NK = np.stack([1 - probability_N, probability_N], axis=-1)
     of_target_N = np.take_along_axis(probability_NK, np.maximum(target_N, 0)[:, None], axis=-1)[:, 0]
     p = np.clip(np.where(target_N == NOT_LAST, 1 - probability_NK[:, -1], of_target_N), 1e-7, 1.0)
-    positive_N = target_N == probability_NK.shape[-1] - 1
-    auc = float(roc_auc_score(positive_N, probability_NK[:, -1])) if 0 < positive_N.sum() < len(positive_N) else None
+    positive_N = target_N > 0 if any_but_first else target_N == probability_NK.shape[-1] - 1
+    score_N = 1 - probability_NK[:, 0] if any_but_first else probability_NK[:, -1]
+    auc = float(roc_auc_score(positive_N, score_N)) if 0 < positive_N.sum() < len(positive_N) else None
     return float(-np.log(p).mean()), auc
 
 

@@ -49,7 +49,8 @@ def soft_convolutional_f1(probability_BT: Tensor, target_BT: Tensor, judged_BT: 
 MOTION = 0.04
 """How far the heart carries a narrowing from one frame to another, as a share of the side (20 px of 512)."""
 _CELLS_PER_BOX = 20.0
-"""So many cells without a narrowing weigh as much as one narrowing."""
+"""So many cells without a narrowing weigh as much as one narrowing. A focal loss in place of this weight learnt nothing from
+random weights in 1,000 steps."""
 
 
 def box_loss(maps_NKhw: Tensor, boxes_N: Sequence[Tensor | None]) -> Tensor:
@@ -76,8 +77,8 @@ def box_loss(maps_NKhw: Tensor, boxes_N: Sequence[Tensor | None]) -> Tensor:
         for of, x0, y0, x1, y1 in boxes_S5.tolist():
             if of == 0:
                 continue
-            columns = slice(max(0, math.floor(x0 * width)), min(width, math.ceil(x1 * width)))
-            rows = slice(max(0, math.floor(y0 * height)), min(height, math.ceil(y1 * height)))
+            columns = slice(max(0, math.floor(x0 * width)), max(0, min(width, math.ceil(x1 * width))))
+            rows = slice(max(0, math.floor(y0 * height)), max(0, min(height, math.ceil(y1 * height))))
             outside[frame, rows, columns] = 0
             cells = maps_NKhw[frame, :, rows, columns].flatten(1)
             if of > 0 and cells.shape[1]:

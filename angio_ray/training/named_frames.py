@@ -1,10 +1,10 @@
-"""Which frames of a labelled clip a net for single frames is trained on, and what is known of each of them.
+"""Which frames of a labelled clip a net for single frames is taught and judged on, and what is known of each of them.
 
-    row of LABELLED -> named_frames -> NamedFrames          -> frames_without_contrast
+    row of LABELLED -> named_frames -> NamedFrames          -> marked_frames, marked_boxes          -> frames_without_contrast
 
-Candidate frames are chosen of those with full contrast as in scoring, each with the class of the clip's worst narrowing. Boxes
-are marked on one frame or a few, and the heart moves between them: on another frame a box holds good with a margin (`losses`).
-Knows nothing of pixels, folds or Ray.
+Candidate frames are chosen as in scoring, of those that the label calls full, each with the class of the clip's worst narrowing.
+Boxes are marked on one frame or a few, and the heart moves between them: on another frame a box holds good with a margin
+(`losses`). Knows nothing of pixels, folds or Ray.
 """
 
 from __future__ import annotations
@@ -16,7 +16,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from angio_ray.models.contrast import candidate_frames
+from angio_ray.clip import ClipRejected
+from angio_ray.models.contrast import candidate_frames, candidates_between
+from angio_ray.models.stenosis import may_be_candidates
+from angio_ray.sampling import select_frames
 
 SIGNIFICANT_PERCENT = 25.0
 """Narrowing of the diameter from which on a stenosis counts (the paper's 2-CAT and 3-CAT, spec section 2)."""
@@ -35,27 +38,42 @@ class NamedFrames:
     """Of the file, from 0."""
     target: int
     """Class of the clip's worst narrowing."""
-    boxes_S6: NDArray[np.float32]
+    boxes_S6: NDArray[np.float32] | None
     """A row per box: place of its frame among `frames` (UNKNOWN where it is another), class or UNKNOWN, then x0, y0, x1, y1 as
-    shares of the frame's width and height."""
+    shares of the frame's width and height. None where a narrowing that may count has no box: who looks elsewhere may find it."""
 
 
-def named_frames(row: Mapping[str, Any], count: int, num_classes: int) -> NamedFrames:
-    """At most `count` candidate frames of a clip with stenoses, contrast_begin, contrast_end, rows and columns."""
-    frames = candidate_frames(np.arange(row["contrast_begin"], row["contrast_end"] + 1), count)
-    return NamedFrames(
-        frames=tuple(frames),
-        target=worst_class(row["stenoses"], num_classes),
-        boxes_S6=_boxes(row, frames, num_classes),
-    )
+def named_frames(row: Mapping[str, Any], count: int, num_classes: int, *, taught: bool = False) -> NamedFrames | None:
+    """At most `count` candidate frames of a clip, of schema LABELLED.
+
+    `taught`: frames within full contrast on which boxes were marked stand in place of those next to them. None where the clip
+    cannot be used: its frames of full contrast, its frame time or the class of its worst narrowing are not known.
+    """
+    target, frames = worst_class(row["stenoses"], num_classes), _candidates(row, count)
+    if target is None or not frames:
+        return None
+    free = set(frames)
+    for frame in marked_frames(row, len(frames) // 2) if taught and row["stenoses"] else ():
+        if frame not in frames and frames[0] <= frame <= frames[-1] and free:
+            nearest = min(free, key=lambda other: abs(other - frame))
+            frames[frames.index(nearest)] = frame
+            free.remove(nearest)
+    frames.sort()
+    return NamedFrames(tuple(frames), target, _boxes(row, frames, num_classes))
 
 
 def marked_frames(row: Mapping[str, Any], count: int) -> tuple[int, ...]:
-    """At most `count` frames on which boxes were marked, to judge found ones by; of a clip without any narrowing its middle
-    candidate frame, on which none may be found."""
+    """At most `count` frames to judge found boxes on: those on which every narrowing of the clip that may count is marked (told
+    apart by their segments); of a clip without any narrowing its middle candidate, on which none may be found."""
     if not row["stenoses"]:
-        return tuple(candidate_frames(np.arange(row["contrast_begin"], row["contrast_end"] + 1), 3)[1:2])
-    return tuple(sorted({s["frame"] for s in row["stenoses"] if _corners(s) and s.get("frame") is not None})[:count])
+        candidates = _candidates(row, count)
+        return tuple(candidates[len(candidates) // 2 :][:1])
+    all_of_them = {s.get("segment") for s in row["stenoses"] if _may_count(s)}
+    by_frame: dict[int, set[str | None]] = {}
+    for s in row["stenoses"]:
+        if s.get("frame") is not None and s["frame"] < (row["num_frames"] or 0) and _corners(s) and s.get("percent") is not None:
+            by_frame.setdefault(s["frame"], set()).add(s.get("segment"))
+    return tuple(sorted(frame for frame, segments in by_frame.items() if segments >= all_of_them)[:count])
 
 
 def marked_boxes(row: Mapping[str, Any], frame: int) -> NDArray[np.float64]:
@@ -71,14 +89,16 @@ def marked_boxes(row: Mapping[str, Any], frame: int) -> NDArray[np.float64]:
 
 def frames_without_contrast(row: Mapping[str, Any], count: int) -> tuple[int, ...]:
     """At most `count` frames before any contrast, evenly spread: the paper's redundancy frames. Empty where there is none."""
-    if not row["first_contrast"]:  # not known, or the first frame has some
-        return ()
-    return tuple(candidate_frames(np.arange(row["first_contrast"]), count))
+    before = min(row["first_contrast"] or 0, row["num_frames"] or 0)  # not known, or the first frame has some: none
+    return tuple(candidate_frames(np.arange(before), count)) if before else ()
 
 
-def worst_class(stenoses: Sequence[Mapping[str, Any]], num_classes: int) -> int:
-    """Class of the worst of the narrowings whose percentage is known; the first class where there is none."""
-    return max((percent_class(s["percent"], num_classes) for s in stenoses if s.get("percent") is not None), default=0)
+def worst_class(stenoses: Sequence[Mapping[str, Any]], num_classes: int) -> int | None:
+    """Class of the worst of the narrowings, the first class where there is none; None where one of unknown percentage may be
+    worse than all that are known."""
+    worst = max((percent_class(s["percent"], num_classes) for s in stenoses if s.get("percent") is not None), default=0)
+    unknown = any(s.get("percent") is None for s in stenoses)
+    return None if unknown and worst < num_classes - 1 else worst
 
 
 def percent_class(percent: float, num_classes: int) -> int:
@@ -88,16 +108,34 @@ def percent_class(percent: float, num_classes: int) -> int:
     return 2 if num_classes > 2 and percent >= _OCCLUDED_PERCENT else 1
 
 
-def _boxes(row: Mapping[str, Any], frames: Sequence[int], num_classes: int) -> NDArray[np.float32]:
+def _candidates(row: Mapping[str, Any], count: int) -> list[int]:
+    """As scoring would choose them, between the labelled ends of full contrast."""
+    begin, end, num_frames, step_ms = (row[n] for n in ("contrast_begin", "contrast_end", "num_frames", "frame_time_ms"))
+    if None in (begin, end, num_frames, step_ms) or begin >= num_frames:
+        return []
+    try:
+        selection = select_frames(np.arange(num_frames) * step_ms, may_be_candidates(1))
+    except (ClipRejected, ValueError):  # shorter than any task takes, or an impossible time
+        return []
+    return candidates_between(np.array(selection.indices[: selection.num_shown]), begin, end, count)
+
+
+def _boxes(row: Mapping[str, Any], frames: Sequence[int], num_classes: int) -> NDArray[np.float32] | None:
     boxes = []
     for stenosis in row["stenoses"]:
         corners, percent = _corners(stenosis), stenosis.get("percent")
         if not corners or not row["rows"] or not row["columns"]:
+            if _may_count(stenosis):
+                return None
             continue
         shares = np.asarray(corners, float) / np.tile([row["columns"], row["rows"]], 2)
         place = frames.index(stenosis["frame"]) if stenosis.get("frame") in frames else UNKNOWN
         boxes.append([place, UNKNOWN if percent is None else percent_class(percent, num_classes), *shares])
     return np.array(boxes, np.float32).reshape(-1, 6)
+
+
+def _may_count(stenosis: Mapping[str, Any]) -> bool:
+    return stenosis.get("percent") is None or stenosis["percent"] >= SIGNIFICANT_PERCENT
 
 
 def _corners(stenosis: Mapping[str, Any]) -> list[float] | None:

@@ -66,8 +66,7 @@ from angio_ray.training.stenosis_results import (
     clip_probability,
     frame_figures,
     frame_rows,
-    level_lines,
-    level_rows,
+    level_summaries,
 )
 
 log = logging.getLogger(__name__)
@@ -235,7 +234,7 @@ def _verdict(experiment: Experiment, fold: Fold, outcome: Outcome) -> _Verdict:
     if spec.named_frames:
         classes = NETS[experiment.net].classes
         stenoses = dict(zip(*(experiment.clips[c].to_pylist() for c in ("clip_id", "stenoses")), strict=True))
-        targets = [worst_class(stenoses[clip_id], classes) for clip_id in fold.test["clip_id"].to_pylist()]
+        targets = [worst_class(stenoses[clip_id], classes) or 0 for clip_id in fold.test["clip_id"].to_pylist()]
         more = frame_figures(outcome.test_N, targets, outcome.test_spans)
         clips = {row["clip_id"]: row for row in experiment.clips.to_pylist()}
         more |= box_figures([clips[clip_id] for clip_id in fold.test["clip_id"].to_pylist()], outcome.test_boxes)
@@ -299,7 +298,8 @@ def write_summary(
         *_cost_rows([(_manifest(experiment, number) or {}).get("metrics", {}) for number in numbers]),
     ]
     if TASKS[experiment.task].named_frames:
-        figures += level_rows(_with_artery(experiment, kept), resamples=experiment.resamples)[1]
+        for level in level_summaries(_with_artery(experiment, kept), resamples=experiment.resamples):
+            figures += level.rows()
         stated = [(_manifest(experiment, number) or {}).get("metrics", {}) for number in numbers]
         figures += [*frame_rows(stated), *box_rows(stated)]
     _maybe_ensemble(experiment, summary)
@@ -314,7 +314,7 @@ def study_lines(experiment: Experiment, root: TableRoot) -> list[str]:
         return []
     numbers = range(experiment.folds.num_folds)
     rows = held_out(read_predictions(root, experiment.name, experiment.net, folds=numbers))
-    return level_lines(level_rows(_with_artery(experiment, rows), resamples=experiment.resamples)[0])
+    return [level.line() for level in level_summaries(_with_artery(experiment, rows), resamples=experiment.resamples)]
 
 
 def summary_lines(experiment: Experiment, summary: FoldsSummary | ContrastSummary) -> list[str]:
@@ -577,7 +577,11 @@ def _data(experiment: Experiment) -> str:
 def _protocol(experiment: Experiment) -> str:
     recipe = experiment.recipe
     settings = {k: v for k, v in asdict(recipe).items() if k not in ("stages", "augment")}
-    stages = ", then ".join(f"{s.epochs} epoch{'s' * (s.epochs > 1)} of {s.frames} frames of {s.size} px" for s in recipe.stages)
+    stages = ", then ".join(
+        f"{s.epochs} epoch{'s' * (s.epochs > 1)} of {s.frames} frames of {s.size} px"
+        + " (squares cut from the frames, taught by the boxes alone)" * s.cut
+        for s in recipe.stages
+    )
     return (
         f"Recipe {experiment.recipe_name}: {stages}; begun from {experiment.began_from}. Adam, StepLR. "
         f"Settings: {', '.join(f'{k} {v}' for k, v in settings.items())}. Augmentation: "

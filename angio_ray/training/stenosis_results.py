@@ -1,7 +1,7 @@
 """What a fold that classifies candidate frames comes to: the clip's worst frame, the threshold, figures of every level.
 
     probabilities per frame -> clip_probability     validation clips -> choose_study_threshold     test frames -> frame_figures
-    rows of `predictions` -> level_rows (rows of `metrics`)
+    rows of `predictions` -> level_summaries -> rows of `metrics`
 
 Clips, arteries and studies are called by the maximum (stenosis paper; spec section 2). Knows nothing of Ray, pixels or folders.
 
@@ -59,7 +59,7 @@ def choose_study_threshold(rows: pa.Table, rule: Rule, at_least: float | None) -
     `rows`: study_id, group_id, artery, target, probability. ValueError as `choose_threshold`.
     """
     studies = by_study(_with_threshold(rows, 0.0))
-    if 0 < studies.target_N.sum() < len(studies.target_N):
+    if studies.has_both:
         point = choose_threshold(studies.target_N, studies.probability_N, rule=rule, at_least=at_least)
         return point.threshold, "studies"
     point = choose_threshold(rows["target"].to_pylist(), rows["probability"].to_pylist(), rule=rule, at_least=at_least)
@@ -71,38 +71,75 @@ def frame_figures(
 ) -> dict[str, float | None]:
     """Accuracy, sensitivity, weighted F1, kappa and AUC of single frames, each called what is likeliest (as in the paper).
 
-    target_N: class of each clip. AUC and sensitivity are of any class but the first.
+    target_N: class of each clip. AUC and sensitivity are of any class but the first. Without intervals: the frames of a clip are
+    no independent rows.
     """
     class_F = np.concatenate([np.full(span.num_shown, target) for target, span in zip(target_N, spans, strict=True)])
     p_FK = np.concatenate([p_TK[: span.num_shown] for p_TK, span in zip(probability_NTK, spans, strict=True)])
     found_F = p_FK.argmax(axis=1)
-    plain = binary_metrics(class_F > 0, positive(p_FK), 0.5).figures()
+    positive_F = class_F > 0
+    plain = binary_metrics(positive_F, positive(p_FK), 0.5).figures()
     return {
         "frame_accuracy": float((class_F == found_F).mean()),
-        "frame_sensitivity": plain["sensitivity"],
+        "frame_sensitivity": float((found_F > 0)[positive_F].mean()) if positive_F.any() else None,
         **{f"frame_{name}": value for name, value in weighted_f1_and_kappa(class_F.tolist(), found_F.tolist()).items()},
         "frame_auc": plain["auc"],
     }
 
 
-def level_rows(rows: pa.Table, *, resamples: int = RESAMPLES) -> tuple[dict[str, FoldsSummary], list[dict[str, Any]]]:
-    """Figures of arteries and studies of held-out rows of `predictions` with their artery: by level, and as rows of `metrics`.
+@dataclass(frozen=True, slots=True)
+class LevelSummary:
+    """Figures of arteries or studies."""
 
-    A set without folds is one fold. Levels without rows of both classes are left out.
-    """
-    summaries: dict[str, FoldsSummary] = {}
-    found: list[dict[str, Any]] = []
+    level: Level
+    figures: FoldsSummary | None
+    """None where there are no rows of both classes. A set without folds is one fold."""
+
+    def line(self) -> str:
+        """What to tell the user."""
+        level, said = self.level, []
+        if self.figures is None:
+            said.append("no figures: there are not both classes")
+        else:
+            for name in ("auc", "accuracy", "sensitivity", "specificity"):
+                value, interval = self.figures.pooled.figures()[name], self.figures.pooled_intervals.get(name)
+                low_high = "" if interval is None or interval.low is None else f" ({interval.low:.3f}-{interval.high:.3f})"
+                said.append(f"{name} {'not defined' if value is None else f'{value:.3f}'}{low_high}")
+        if level.num_not_evaluable:
+            said.append(f"{level.num_not_evaluable:,} more not evaluable, {level.num_lost:,} of them positive")
+        return f"  {level.name}, {len(level.target_N):,} ({int(level.target_N.sum()):,} positive): {', '.join(said)}"
+
+    def rows(self) -> list[dict[str, Any]]:
+        """Rows of `metrics`."""
+        level = self.level
+        scope = "pooled" if len(level.fold_N) and level.fold_N.max() >= 0 else "set"
+        rows: list[dict[str, Any]] = [
+            {"scope": scope, "metric": "num_not_evaluable", "value": float(level.num_not_evaluable)},
+            {"scope": scope, "metric": "num_not_evaluable_positive", "value": float(level.num_lost)},
+        ]
+        if self.figures is not None:
+            made = folds_rows(self.figures)
+            if scope == "set":
+                made = [row | {"scope": "set", "num_folds": None} for row in made if row["scope"] == "pooled"]
+            more = weighted_f1_and_kappa(level.target_N.tolist(), level.called_N.tolist())
+            more |= {"sensitivity_with_not_evaluable": level.sensitivity_with_lost()}
+            for share in PREVALENCES:
+                more |= {f"{name}_at_{share:.0%}_positive": value for name, value in level.at_prevalence(share).items()}
+            rows += [*made, *({"scope": scope, "metric": name, "value": value} for name, value in more.items())]
+        return [row | {"subgroup": "level", "subgroup_value": level.name} for row in rows]
+
+
+def level_summaries(rows: pa.Table, *, resamples: int = RESAMPLES) -> list[LevelSummary]:
+    """Figures of arteries, of each artery alone, and of studies, of held-out rows of `predictions` with their artery."""
+    found = []
     for level in (by_artery(rows), *(by_artery(rows, artery) for artery in ARTERIES), by_study(rows)):
-        if not 0 < level.target_N.sum() < len(level.target_N):
-            continue
-        summary = folds_summary(
-            level.target_N, level.probability_N, level.patients_N, level.fold_N, level.threshold_N, resamples=resamples
-        )
-        summaries[level.name] = summary
-        same = {"subgroup": "level", "subgroup_value": level.name}
-        made = folds_rows(summary) if level.fold_N.max() >= 0 else [r for r in folds_rows(summary) if r["scope"] == "pooled"]
-        found += [row | same for row in [*made, *_prevalence_rows(level)]]
-    return summaries, found
+        figures = None
+        if level.has_both:
+            figures = folds_summary(
+                level.target_N, level.probability_N, level.patients_N, level.fold_N, level.threshold_N, resamples=resamples
+            )
+        found.append(LevelSummary(level, figures))
+    return found
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,27 +204,6 @@ def _stated_rows(
     ]
     rows += mean_rows({short[name]: mean_over_folds([fold.get(name) for fold in metrics]) for name in names})
     return [row | same for row in rows]
-
-
-def level_lines(summaries: Mapping[str, FoldsSummary]) -> list[str]:
-    """What to tell the user of arteries and studies."""
-    lines = []
-    for name, summary in summaries.items():
-        said = []
-        for figure in ("auc", "accuracy", "sensitivity", "specificity"):
-            value, interval = summary.pooled.figures()[figure], summary.pooled_intervals.get(figure)
-            low_high = "" if interval is None or interval.low is None else f" ({interval.low:.3f}-{interval.high:.3f})"
-            said.append(f"{figure} {'not defined' if value is None else f'{value:.3f}'}{low_high}")
-        lines.append(f"  {name}, {summary.pooled.num_rows:,} ({summary.pooled.num_positive:,} positive): {', '.join(said)}")
-    return lines
-
-
-def _prevalence_rows(level: Level) -> list[dict[str, Any]]:
-    return [
-        {"scope": "pooled", "metric": f"{name}_at_{share:.0%}_positive", "value": value}
-        for share in PREVALENCES
-        for name, value in level.at_prevalence(share).items()
-    ]
 
 
 def _with_threshold(rows: pa.Table, threshold: float) -> pa.Table:

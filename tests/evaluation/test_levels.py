@@ -46,7 +46,17 @@ def test_a_study_without_both_arteries_counts_only_where_it_is_positive_and_foun
     assert level.patients_N == ("pa", "pb", "pc")
     assert level.target_N.tolist() == [True, False, True]
     assert level.probability_N.tolist() == pytest.approx([0.7, 0.3, 0.9])
-    assert level.num_not_evaluable == 2
+    assert (level.num_not_evaluable, level.num_lost) == (2, 1)
+    assert level.sensitivity_with_lost() == pytest.approx(2 / 3), "of a, c and d"
+
+
+def test_what_was_not_scored_still_says_what_a_study_is() -> None:
+    gated = rows(("a", "LCA", True, None), ("a", "LCA", False, 0.1), ("a", "RCA", False, 0.2), ("b", "LCA", True, None))
+    level = by_study(gated)
+    assert (level.target_N.tolist(), level.patients_N) == ([True], ("pa",))
+    assert (level.num_not_evaluable, level.num_lost) == (1, 1)
+    assert by_artery(gated).target_N.tolist() == [True, False]
+    assert by_artery(gated).num_lost == 1
 
 
 def test_a_clip_of_no_study_is_one_by_itself() -> None:

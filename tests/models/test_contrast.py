@@ -9,7 +9,15 @@ import torch
 from angio_ray.models import NETS, TASKS
 from angio_ray.models.backends import BackendChoice, for_net, unsupported
 from angio_ray.models.bundles import Bundle, BundleError, write_bundle
-from angio_ray.models.contrast import CLASSES, COLUMNS, candidate_frames, frame_classes, longest_run
+from angio_ray.models.contrast import (
+    CANDIDATE_STEP,
+    CLASSES,
+    COLUMNS,
+    candidate_frames,
+    candidates_between,
+    frame_classes,
+    longest_run,
+)
 from angio_ray.models.frame_sequence import FrameSequence, VesselCurves
 from angio_ray.models.interface import NOT_LAST
 from angio_ray.sampling import ClipWindow
@@ -69,6 +77,12 @@ def test_candidates_are_spread_over_the_full_frames() -> None:
     assert candidate_frames(np.array([5, 5, 6, 6, 7])) == [5, 6, 7], "a file below 15 frames/s shows frames twice"
 
 
+def test_full_contrast_shorter_than_the_step_has_the_nearest_frame() -> None:
+    shown = np.arange(0, 60, 3)
+    assert candidates_between(shown, 20, 34) == [21, 24, 27, 30, 33]
+    assert candidates_between(shown, 22, 23) == [21]
+
+
 def test_the_scorer_fills_its_columns_in_the_files_own_frames(bundle: Bundle) -> None:
     scorer = TASKS["contrast"].scorer(bundle, BackendChoice(), num_threads=1)
     clips = np.random.default_rng(1).integers(0, 256, (3, 24, 32, 32), dtype=np.uint8)
@@ -92,7 +106,9 @@ def test_the_scorer_fills_its_columns_in_the_files_own_frames(bundle: Bundle) ->
         assert (row["contrast_begin"], row["contrast_end"]) == (frames[full[0]], frames[full[1]])
         assert row["first_contrast"] <= row["contrast_begin"] <= row["contrast_end"] <= row["last_contrast"]
         assert set(row["candidate_frames"]) <= set(frames.tolist())
-        assert row["contrast_begin"] in row["candidate_frames"]
+        of_full = [f for f in frames[::CANDIDATE_STEP].tolist() if row["contrast_begin"] <= f <= row["contrast_end"]]
+        assert row["candidate_frames"] == candidates_between(frames[::CANDIDATE_STEP], frames[full[0]], frames[full[1]])
+        assert not of_full or set(row["candidate_frames"]) <= set(of_full)
     assert any(columns["contrast_begin"] != None)  # noqa: E711  # elementwise: one clip at least has a run
 
 

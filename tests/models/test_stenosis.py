@@ -12,7 +12,15 @@ from angio_ray.models.backends import BackendChoice, unsupported
 from angio_ray.models.bundles import Bundle, BundleError, load_bundle, write_bundle
 from angio_ray.models.classifier import ClipClassifier, pooled
 from angio_ray.models.frame_maps import LocalContrast, inception_v3
-from angio_ray.models.stenosis import COLUMNS, NO_FULL_CONTRAST, THREE_CLASSES, classes_at, map_boxes, positive
+from angio_ray.models.stenosis import (
+    COLUMNS,
+    CONTRAST_FAILED,
+    NO_FULL_CONTRAST,
+    THREE_CLASSES,
+    classes_at,
+    map_boxes,
+    positive,
+)
 from angio_ray.sampling import ClipWindow
 
 SMALL = ClipWindow(name="small", size=64, start=0, length=4, stride=1)
@@ -41,7 +49,10 @@ def clips(*shown: list[int]) -> tuple[dict[str, np.ndarray], dict[str, list[np.n
 
 
 def known(**values: list[Any]) -> dict[str, list[Any]]:
-    return {"contrast_begin": [6, None], "contrast_end": [20, None], "rows": [128, 64], "columns": [256, 64]} | values
+    return {
+        "contrast_status": ["scored", "scored"], "candidate_frames": [[6, 9, 15, 18], None], "rows": [128, 64],
+        "columns": [256, 64],
+    } | values  # fmt: skip
 
 
 def test_the_worst_candidate_frame_is_the_clips_and_a_clip_without_any_is_skipped(bundle: Bundle) -> None:
@@ -53,7 +64,7 @@ def test_the_worst_candidate_frame_is_the_clips_and_a_clip_without_any_is_skippe
     assert columns["stenosis_reason"].tolist() == [None, NO_FULL_CONTRAST]
     assert all(columns[name][1] is None for name in COLUMNS)
     rows = columns["stenosis_frames"][0]
-    assert [row["frame"] for row in rows] == [6, 9, 15, 18], "four of 6, 9, 12, 15, 18, evenly"
+    assert [row["frame"] for row in rows] == [6, 9, 15, 18], "the candidates, and no other"
     expected = scorer.probabilities_of(inputs[DECODED][:1, [2, 3, 5, 6]])[0]
     np.testing.assert_allclose([row["probability"] for row in rows], expected[:, 1], atol=1e-6)
     assert columns["stenosis_probability"][0] == pytest.approx(expected[:, 1].max())
@@ -66,11 +77,18 @@ def test_the_worst_candidate_frame_is_the_clips_and_a_clip_without_any_is_skippe
     assert any(row["boxes"] for row in rows)
 
 
-def test_a_full_run_between_two_frames_shown_is_judged_by_the_nearest(bundle: Bundle) -> None:
+def test_a_clip_whose_contrast_could_not_be_looked_for_says_so(bundle: Bundle) -> None:
     scorer = TASKS["stenosis"].scorer(bundle, BackendChoice(), num_threads=1)
     inputs, shown = clips(list(range(0, 60, 3)))
-    columns = scorer(inputs, shown, known(contrast_begin=[7], contrast_end=[7], rows=[64], columns=[64]))
-    assert [row["frame"] for row in columns["stenosis_frames"][0]] == [6]
+    columns = scorer(inputs, shown, known(contrast_status=["failed"], candidate_frames=[None], rows=[64], columns=[64]))
+    assert columns["stenosis_reason"].tolist() == [CONTRAST_FAILED]
+
+
+def test_a_frame_that_is_shown_twice_is_classified_once(bundle: Bundle) -> None:
+    scorer = TASKS["stenosis"].scorer(bundle, BackendChoice(), num_threads=1)
+    inputs, shown = clips([0, 2, 2, 4])  # a file below five frames a second
+    columns = scorer(inputs, shown, known(contrast_status=["scored"], candidate_frames=[[2, 4]], rows=[64], columns=[64]))
+    assert [row["frame"] for row in columns["stenosis_frames"][0]] == [2, 4]
 
 
 def test_three_classes_and_their_boxes(tmp_path: Path) -> None:
@@ -78,8 +96,9 @@ def test_three_classes_and_their_boxes(tmp_path: Path) -> None:
     assert load_bundle(tmp_path).classes == THREE_CLASSES
     scorer = TASKS["stenosis"].scorer(three, BackendChoice(), num_threads=1)
     inputs, shown = clips(list(range(0, 60, 3)))
-    columns = scorer(inputs, shown, known(contrast_begin=[0], contrast_end=[50], rows=[64], columns=[64]))
-    assert {row["class"] for row in columns["stenosis_frames"][0]} <= set(THREE_CLASSES)
+    columns = scorer(inputs, shown, known(contrast_status=["scored"], candidate_frames=[[0, 9, 21]], rows=[64], columns=[64]))
+    found = [row["class"] for row in columns["stenosis_frames"][0]]
+    assert columns["stenosis_class"][0] == max(found, key=THREE_CLASSES.index), "the worst of its frames"
 
 
 def test_a_net_of_two_classes_is_no_bundle_of_three(tmp_path: Path) -> None:

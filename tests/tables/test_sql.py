@@ -80,6 +80,21 @@ def test_latest_scores_keeps_the_quality_of_a_run_that_a_later_task_did_not_ask_
     assert records(scored, "SELECT num_clips FROM artery_scores") == [{"num_clips": 1}, {"num_clips": 1}]
 
 
+def test_boxes_have_their_sides_in_mm_at_the_patient(scored: TableRoot) -> None:
+    box = {"x0": 10.0, "y0": 20.0, "x1": 40.0, "y1": 30.0, "probability": 0.7}
+    frames = [{"frame": 4, "probability": 0.8, "class": ">=25%", "boxes": [box]}, {"frame": 5, "probability": 0.2, "boxes": []}]
+    log = take(scored, "later")
+    geometry = {"imager_pixel_spacing_mm": [0.4, 0.2], "distance_source_to_detector_mm": 1000.0}
+    log.append_clips(clip_rows([IDS[3]], **geometry, distance_source_to_patient_mm=750.0))
+    log.append_clips(clip_rows([IDS[4]], **geometry))
+    log.commit(score_rows("later", IDS[3:5], stenosis_status="scored", stenosis_frames=frames))
+    log.finish({})
+    rows = records(scored, "SELECT * FROM stenosis_boxes ORDER BY object_id")
+    assert [(row["frame"], row["frame_class"], row["x0"], row["y1"]) for row in rows] == [(4, ">=25%", 10.0, 30.0)] * 2
+    assert (rows[0]["width_mm"], rows[0]["height_mm"]) == (pytest.approx(30 * 0.2 * 0.75), pytest.approx(10 * 0.4 * 0.75))
+    assert (rows[1]["width_mm"], rows[1]["height_mm"]) == (None, None), "no geometry, no mm"
+
+
 def narrow(
     run: str, number: int, artery: str | None, probability: float, view: str | None = None, **columns: Any
 ) -> pa.Table:

@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from angio_ray.dicom.reader import ClipReader, Limits
+from angio_ray.dicom.reader import ClipReader, Limits, to_uint8
 from angio_ray.phantom import generate
-from angio_ray.sampling import ClipWindow
+from angio_ray.sampling import ClipWindow, resize_frames
 from angio_ray.scoring.rows import KEYS
 from angio_ray.storage import Storage
 from angio_ray.training.cache import ClipCache, entry_name
@@ -112,6 +112,25 @@ def test_a_clip_that_runs_out_of_time_each_time_is_left_out_for_good(clips: Path
     assert (again.reused, again.rejected) == (1, first.rejected)
 
 
+@pytest.mark.usefixtures("ray_here")
+def test_an_object_may_come_for_several_lists_of_frames_by_several_workers(clips: Path, tmp_path: Path) -> None:
+    """Each is decoded on its own, and none counts as the death of another."""
+    table, source = keys(clips), Storage(str(clips))
+    lists = [(3, 9, 30), (1,), (5, 6), (39, 99)]
+    rows = [row | {"frames": frames} for row in table.to_pylist() for frames in lists]
+    asked = pa.Table.from_pylist(rows, KEYS.append(pa.field("frames", pa.list_(pa.int32()))))
+    cache = ClipCache(Storage(str(tmp_path)), WINDOW)
+    filled = cache.fill(asked, source, workers=2)
+    assert (filled.decoded, filled.rejected, filled.postponed) == (len(asked), {}, {})
+    assert cache.fill(asked, source, workers=2).reused == len(asked)
+    found = cache.open(["o0", "o0"], table["etag"].take([0, 0]).to_pylist(), [(3, 9, 30), (39, 99)])
+    assert [frames.tolist() for frames in found.frames] == [[3, 9, 30], [39]], "those that the file has"
+    path = table["uri"][0].as_py()
+    expected = resize_frames(to_uint8(Path(path).read_bytes(), [3, 9, 30, 39]), WINDOW.size)
+    np.testing.assert_array_equal(found.read(np.array([0]))[0, :3], expected[:3])
+    np.testing.assert_array_equal(found.read(np.array([1]))[0], np.stack([expected[3]] * WINDOW.num_frames))
+
+
 def test_what_changes_an_input_has_a_folder_of_its_own(tmp_path: Path) -> None:
     place = Storage(str(tmp_path))
     same = ClipCache(place, replace(WINDOW)).folder.uri
@@ -122,3 +141,4 @@ def test_what_changes_an_input_has_a_folder_of_its_own(tmp_path: Path) -> None:
     }
     assert len(folders | {same}) == 6
     assert entry_name("a", "1") != entry_name("a", "2") != entry_name("b", "2")
+    assert len({entry_name("a", "1"), entry_name("a", "1", ()), entry_name("a", "1", (1, 2)), entry_name("a", "1", (12,))}) == 4

@@ -6,7 +6,10 @@ import pytest
 
 from angio_ray.training.named_frames import (
     UNKNOWN,
+    NamedFrames,
     frames_without_contrast,
+    marked_boxes,
+    marked_frames,
     named_frames,
     percent_class,
     worst_class,
@@ -14,7 +17,10 @@ from angio_ray.training.named_frames import (
 
 
 def clip(**changes: Any) -> dict[str, Any]:
-    whole = {"first_contrast": 10, "contrast_begin": 20, "contrast_end": 41, "rows": 512, "columns": 1024, "stenoses": []}
+    whole = {
+        "first_contrast": 10, "contrast_begin": 20, "contrast_end": 42, "rows": 512, "columns": 1024, "num_frames": 60,
+        "frame_time_ms": 1000 / 15, "stenoses": [],
+    }  # fmt: skip
     return whole | changes
 
 
@@ -22,27 +28,66 @@ def box(**changes: Any) -> dict[str, Any]:
     return {"percent": 60.0, "frame": 23, "x0": 256.0, "y0": 128.0, "x1": 512.0, "y1": 256.0} | changes
 
 
+def named(row: dict[str, Any], **options: Any) -> NamedFrames:
+    found = named_frames(row, 8, 2, **options)
+    assert found is not None
+    return found
+
+
 def test_frames_are_the_candidates_that_scoring_would_take() -> None:
-    named = named_frames(clip(), 8, 2)
-    assert named.frames == (20, 23, 26, 29, 32, 35, 38, 41)
-    assert (named.target, named.boxes_S6.shape) == (0, (0, 6))
-    assert named_frames(clip(contrast_end=22), 8, 2).frames == (20, 21, 22), "fewer where there are fewer"
+    found = named(clip())
+    assert found.frames == (21, 24, 27, 30, 33, 36, 39, 42), "a fifth of a second apart, as all that scoring chooses from"
+    assert (found.target, found.boxes_S6.shape) == (0, (0, 6))
+    assert named(clip(contrast_end=28)).frames == (21, 24, 27), "fewer where there are fewer"
+    assert named(clip(contrast_begin=22, contrast_end=22)).frames == (21,), "the nearest where there is none"
+    assert named(clip(frame_time_ms=1000 / 30, num_frames=120)).frames == (24, 30, 36, 42), "a file at 30 per second"
+
+
+@pytest.mark.parametrize(
+    "lacking",
+    [
+        {"contrast_begin": None}, {"frame_time_ms": None}, {"contrast_begin": 60, "contrast_end": 70}, {"num_frames": 3},
+        {"stenoses": [{"percent": None, "frame": 23}]},
+    ],
+    ids=["no full contrast", "no frame time", "beyond the file", "too short", "a narrowing of unknown degree"],
+)  # fmt: skip
+def test_a_clip_whose_frames_or_class_are_not_known_has_none(lacking: dict[str, Any]) -> None:
+    assert named_frames(clip(**lacking), 8, 2) is None
 
 
 def test_boxes_are_shares_of_the_frame_with_the_place_of_theirs() -> None:
-    found = named_frames(clip(stenoses=[box(), box(frame=24, percent=10.0), box(percent=None)]), 8, 2)
+    found = named(clip(stenoses=[box(frame=24), box(frame=25, percent=10.0), box(frame=24, percent=None)]))
     assert found.boxes_S6.tolist() == [
         [1, 1, 0.25, 0.25, 0.5, 0.5],
         [UNKNOWN, 0, 0.25, 0.25, 0.5, 0.5],  # its frame is none of those shown
         [1, UNKNOWN, 0.25, 0.25, 0.5, 0.5],
     ]
-    assert found.target == 1, "the worst that is known"
+    assert found.target == 1, "no unknown one can be worse"
+    assert named_frames(clip(stenoses=[box(), box(percent=None)]), 8, 3) is None, "but an occlusion would be"
 
 
-@pytest.mark.parametrize("lacking", [{"rows": None}, {"stenoses": [{"percent": 80.0, "frame": 23}]}])
+def test_frames_with_boxes_stand_in_place_of_their_neighbours_in_training_alone() -> None:
+    row = clip(stenoses=[box(frame=25, segment="LAD"), box(frame=26, segment="LAD"), box(frame=50, segment="LAD")])
+    assert named(row, taught=True).frames == (21, 25, 26, 30, 33, 36, 39, 42), "not those outside full contrast"
+    assert named(row).frames == (21, 24, 27, 30, 33, 36, 39, 42)
+    assert named(row, taught=True).boxes_S6[:, 0].tolist() == [1, 2, UNKNOWN]
+
+
+def test_boxes_are_judged_on_frames_that_have_them_all() -> None:
+    row = clip(stenoses=[box(frame=24, segment="LAD"), box(frame=24, segment="D1"), box(frame=30, segment="LAD")])
+    assert marked_frames(row, 8) == (24,), "on 30 a found D1 would count as false"
+    assert marked_boxes(row, 24).tolist() == [[0.25, 0.25, 0.5, 0.5, 60]] * 2
+    mild = clip(stenoses=[box(frame=24, segment="LAD"), box(frame=30, segment="D1", percent=20.0)])
+    assert marked_frames(mild, 8) == (24,), "a mild one need not be there"
+    assert len(marked_boxes(mild, 30)) == 0
+    assert marked_frames(clip(stenoses=[box(frame=70)]), 8) == (), "beyond the file"
+    assert marked_frames(clip(), 8) == (33,), "of a clip without any the middle one"
+
+
+@pytest.mark.parametrize("lacking", [{"rows": None}, {"stenoses": [box(), {"percent": 80.0, "frame": 23}]}])
 def test_without_a_size_or_a_box_the_class_alone_is_known(lacking: dict[str, Any]) -> None:
-    found = named_frames(clip(stenoses=[box()]) | lacking, 8, 2)
-    assert (found.target, len(found.boxes_S6)) == (1, 0)
+    found = named(clip(stenoses=[box()]) | lacking)
+    assert (found.target, found.boxes_S6) == (1, None), "elsewhere in the frame it may well be found"
 
 
 @pytest.mark.parametrize(
@@ -50,7 +95,8 @@ def test_without_a_size_or_a_box_the_class_alone_is_known(lacking: dict[str, Any
 )
 def test_classes_are_the_papers(percent: float, two: int, three: int) -> None:
     assert (percent_class(percent, 2), percent_class(percent, 3)) == (two, three)
-    assert worst_class([{"percent": 3.0}, {"percent": percent}, {"percent": None}], 3) == three
+    assert worst_class([{"percent": 3.0}, {"percent": percent}], 3) == three
+    assert worst_class([{"percent": percent}, {"percent": None}], 3) == (2 if three == 2 else None)
     assert worst_class([], 3) == 0
 
 
