@@ -49,7 +49,7 @@ from angio_ray.tables.run_log import RunHeld, RunIncomplete, RunLog, TableUnwrit
 
 log = logging.getLogger(__name__)
 
-SCORING_VERSION = 1
+SCORING_VERSION = 2
 """Raised by any change of reading, sampling or grey values that changes a score, so that no run mixes two of them."""
 _IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Ray sets this for the driver of a submitted job."""

@@ -45,6 +45,9 @@ class TrainConfig:
     tables.training in it)."""
     cache: str | None = None
     """Folder or s3:// prefix for decoded inputs (pixels of patients). Default: cache in `out`."""
+    only: Annotated[tuple[str, ...], Parameter(negative="")] = ()
+    """Clips whose label says so and no others: artery=RCA, or with another --only view="LAO cranial". So a model is taught one
+    artery or view, as the stenosis paper does."""
     experiment: str | None = None
     """Name of the experiment. The same name again goes on where it stopped. Default: task, net and folds."""
     net: str = ""
@@ -103,6 +106,9 @@ class TrainConfig:
                 raise ConfigError(
                     f"--{flag.replace('_', '-')} {value!r}: letters, digits, '.', '_', '+' and '-', at most 100"
                 )
+        for only in self.only:
+            if not re.fullmatch(r"(artery|view|quality_class)=.+", only):
+                raise ConfigError(f"--only {only}: artery=, view= or quality_class= and a value")
         if (self.threshold == "youden") != (self.at_least is None):
             raise ConfigError("--at-least goes with --threshold sensitivity or specificity, and only with them")
         if self.at_least is not None and not 0 < self.at_least <= 1:
@@ -191,7 +197,7 @@ class TrainConfig:
         for f in fields(self):
             value = getattr(self, f.name)
             if f.name not in ("task", "changes", "_") and value != f.default:
-                words += _typed(f.name, value)
+                words += [word for one in (value if f.name == "only" else [value]) for word in _typed(f.name, one)]
         for name, value in asdict(self.changes).items():
             if value not in (None, ()):
                 words += _typed(name, ",".join(f"{k}={v!r}" for k, v in value) if name == "augment" else value)

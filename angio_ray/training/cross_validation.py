@@ -257,7 +257,7 @@ def _train(config: TrainConfig) -> TrainSummary:
                 1,
             )
         join = join_labels(root, key, labels, source=config.clips)
-        used = _with_frames(join, config)
+        used = _with_frames(_only(join, config), config)
         _tell(used, out, config)
         clips, target_N = task_clips(used.clips, config.task)
         # all that can be wrong with the arguments comes before the long work
@@ -317,6 +317,19 @@ def _train(config: TrainConfig) -> TrainSummary:
         bundles=out.child(config.name, "bundles"),
         seconds=time.monotonic() - started,
     )
+
+
+def _only(join: LabelJoin, config: TrainConfig) -> LabelJoin:
+    """The clips that are asked for by what their labels say; how many others there are is said."""
+    kept = np.ones(len(join.clips), np.bool_)
+    for only in config.only:
+        column, _, value = only.partition("=")
+        kept &= np.array([found == value for found in join.clips[column].to_pylist()], np.bool_)
+    if not kept.any():
+        raise LabelError(f"no clip has a label with {' and '.join(config.only)}")
+    if config.only:
+        log.info("  %s clips with %s, %s others are not used", f"{kept.sum():,}", " and ".join(config.only), f"{(~kept).sum():,}")
+    return replace(join, clips=join.clips.filter(pa.array(kept)))
 
 
 def _with_frames(join: LabelJoin, config: TrainConfig) -> LabelJoin:
@@ -494,6 +507,7 @@ def _binding(experiment: Experiment, config: TrainConfig, initial: _Initial) -> 
         "threshold": [config.threshold, config.at_least],
         "begins_from": initial.digest,
         "assume_fps": config.assume_fps,
+        "only": list(config.only) or None,
     }
     facts = json.loads(json.dumps(facts))
     uri = experiment.out.child(experiment.name, "experiment.json")

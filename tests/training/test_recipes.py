@@ -131,3 +131,27 @@ def test_the_command_in_a_card_asks_for_the_same() -> None:
     train.__annotations__ = {"config": __import__("typing").Annotated[TrainConfig, Parameter(name="*")]}
     app.command(train)
     assert app(shlex.split(given.command)[1:]) == given
+    frames = TrainConfig(
+        "stenosis-class", labels="l.csv", clips="c", tables="t", only=("artery=LCA", "view=LAO cranial"),
+        changes=RecipeChanges(stages="cut64x2x3,128x2x1", redundancy=False, box_weight=0.5),
+    )  # fmt: skip
+    assert frames.task == "stenosis"
+    assert app(shlex.split(frames.command)[1:]) == frames
+    both = replace(frames, changes=replace(frames.changes, redundancy=True))
+    assert app(shlex.split(both.command)[1:]) == both
+
+
+@pytest.mark.parametrize(
+    ("task", "options", "message"),
+    [
+        ("stenosis", {"only": ("frame=3",)}, "--only frame=3: artery=, view= or quality_class= and a value"),
+        ("stenosis", {"net": "x3d_s"}, "--net x3d_s is not for stenosis; there is stenosis_s, inception_v3"),
+        ("stenosis", {"changes": RecipeChanges(balance="sampler")}, "--balance sampler"),
+        ("stenosis", {"changes": RecipeChanges(stages="cut64x2x1", box_weight=0.0)}, "need a box weight"),
+        ("stenosis", {"changes": RecipeChanges(loss="f1")}, "--loss f1"),
+        ("quality", {"changes": RecipeChanges(redundancy=True)}, "--redundancy and --box-weight: for stenosis-class"),
+    ],
+)
+def test_what_does_not_fit_single_frames_is_one_line(task: str, options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        TrainConfig(task, labels="l.csv", clips="c", tables="t", **options)
