@@ -29,11 +29,20 @@ from angio_ray.training.loop import (
     close_branches,
     fit,
     predict,
+    predict_maps,
     quickest_precision,
     thinned,
     thinned_targets,
 )
-from angio_ray.training.recipes import NO_AUGMENTATION, Loss, Recipe, Stage, find_recipe
+from angio_ray.training.recipes import (
+    NO_AUGMENTATION,
+    AugmentConfig,
+    Loss,
+    Recipe,
+    Stage,
+    find_recipe,
+    parse_stages,
+)
 
 ONE = Place(threads=1)
 """Threads that wait for one another cost a loaded machine minutes."""
@@ -173,6 +182,57 @@ def test_fewer_frames_take_their_own_targets_along() -> None:
     frames = thinned(torch.arange(24).view(1, 24, 1, 1), 1, 6)[0, :, 0, 0]
     assert thinned_targets(target, 6)[0].tolist() == frames.tolist()
     assert thinned_targets(np.array([1, 0]), 6).tolist() == [1, 0]
+
+
+def spots(count: int, seed: int = 0) -> Part:
+    """Three frames of noise; in every second clip a dark spot on each of them, with a box on the first."""
+    rng = np.random.default_rng(seed)
+    target_NT = np.zeros((count, 3), np.int64)
+    target_NT[::2] = 1
+    clips = rng.integers(120, 180, (count, 3, 96, 96)).astype(np.uint8)
+    boxes = []
+    for clip_THW, target in zip(clips, target_NT[:, 0], strict=True):
+        x, y = rng.integers(8, 72, 2)
+        if target:
+            clip_THW[:, y : y + 12, x : x + 12] = 20
+        boxes.append(np.array([[0, 1, *(np.array([x, y, x + 12, y + 12]) / 96)]] * int(target), np.float32).reshape(-1, 6))
+    return Part(InMemory(clips), target_NT, tuple(boxes))
+
+
+@pytest.mark.parametrize("stages", ["cut64x2x10,96x2x2", "96x2x8"])
+def test_boxes_teach_a_net_with_maps_where_to_look(stages: str) -> None:
+    recipe = replace(
+        find_recipe("smoke", "stenosis_s"), stages=parse_stages(stages), settle_clips=16, learning_rate=1e-2,
+        augment=AugmentConfig().scaled(0.3),
+    )  # fmt: skip
+    train, held_out = spots(32), spots(12, seed=1)
+    fitted = fit("stenosis_s", train, held_out, recipe, seed=1, place=ONE)
+    p_NTK = predict(fitted.classifier, held_out.clips, len(held_out), ONE)
+    assert p_NTK.shape == (12, 3, 2)
+    assert roc_auc_score(held_out.target_N.ravel(), p_NTK[..., 1].ravel()) > 0.95
+    maps = predict_maps(fitted.classifier, held_out.clips, len(held_out), ONE)
+    assert maps.shape == (12, 3, 12, 12)
+    for map_Thw, marked in zip(maps[::2], held_out.boxes[::2], strict=True):
+        row, column = np.unravel_index(map_Thw[0].argmax(), (12, 12))
+        assert marked is not None
+        x0, y0, x1, y1 = marked[0, 2:] * 12
+        assert x0 - 1 <= column < x1 + 1
+        assert y0 - 1 <= row < y1 + 1
+
+
+def test_now_these_frames_are_shown_now_others() -> None:
+    seen = []
+    part_ = spots(8)
+    recipe = replace(find_recipe("smoke", "stenosis_s"), stages=(Stage(size=96, frames=2, epochs=2),), settle_clips=0)
+    made = loop._Loop("stenosis_s", part_, part_, recipe, 1, ONE, None)
+    for epoch in range(4):
+        for step in range(2):
+            shown = made._shown(recipe.stages[0], epoch, step)
+            assert shown is not None
+            seen.append(tuple(shown.tolist()))
+    assert set(seen) <= {(0, 1), (0, 2), (1, 2)}
+    assert len(set(seen)) > 1
+    assert made._shown(Stage(size=96, frames=3, epochs=1), 0, 0) is None
 
 
 # -- with a small net: what the numbers are --------------------------------------------------------------------------
