@@ -115,6 +115,7 @@ def test_the_3d_resnet_runs_in_openvino_at_the_papers_150_px(tmp_path: Path) -> 
     np.testing.assert_allclose(scorer(clips)["quality_probability"], plain(clips)["quality_probability"], atol=1e-3)
 
 
+@pytest.mark.slow
 def test_a_choice_that_breaks_parity_is_not_used_and_that_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """A head so steep that bfloat16's rounding flips verdicts."""
     steep = _bundle(tmp_path, "x3d_s", spread=400.0)

@@ -28,7 +28,7 @@ def test_the_table_has_a_row_a_net_and_times_only_when_asked_for() -> None:
     assert [row.net for row in rows] == list(NETS)
     assert all(row.ms_per_clip is None and row.frames_per_s is None for row in rows)
     assert [row.paper_gmac for row in rows if row.net in TABLE] == [3.41, 21.46, 59.79, 136.11, 2.56]
-    assert [row.paper_gmac for row in rows if row.net not in TABLE] == [None, None], "nets of another paper"
+    assert {row.paper_gmac for row in rows if row.net not in TABLE} == {None}, "nets of another paper"
     (timed,) = cost_table(["x3d_s"], clips=1, choice=BackendChoice(channels_last=True), num_threads=1)
     assert timed.backend == "torch float32 channels-last, 1 threads"
     assert timed.ms_per_clip is not None

@@ -207,6 +207,7 @@ def test_the_calcium_protocol_is_long_and_dark_at_first() -> None:
         assert 0.45 < scene.injection.start_s / scene.times_s[-1] < 0.55
 
 
+@pytest.mark.slow
 def test_an_unseen_site_has_what_the_other_never_shows() -> None:
     def found(site: str) -> tuple[set[str], set[str], set[str]]:
         config = replace(SMALL, site=site)

@@ -113,6 +113,7 @@ def copy_of(tables, folder):
     return copy
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_is_completed_with_only_what_is_missing(finished, tmp_path):
     config, tables, _ = finished
     copy = copy_of(tables, tmp_path)
@@ -124,6 +125,7 @@ def test_an_interrupted_run_is_completed_with_only_what_is_missing(finished, tmp
     assert comparable(rows_of(copy)) == comparable(whole)
 
 
+@pytest.mark.slow
 def test_rejects_only(clips, bundles, tmp_path):
     """A batch of rejects only has the same columns as any other."""
     summary = score(config_for(clips[0] / "broken", tmp_path / "tables", bundles))
@@ -146,6 +148,7 @@ def test_the_gate_stops_synthetic_clips_and_not_those_of_patients_unless_told(cl
     assert on.exit_code == 0
 
 
+@pytest.mark.slow
 def test_a_vanished_object_is_a_read_error_and_is_scored_when_it_is_back(finished, clips, tmp_path):
     config, tables, _ = finished
     copy = copy_of(tables, tmp_path)

@@ -121,6 +121,7 @@ def complaint(run: Run) -> str:
     return line
 
 
+@pytest.mark.slow
 def test_a_run_from_bucket_to_bucket_is_killed_and_resumed(place, expected, bundles, s3_server, key_file, tmp_path):
     options = {"env": s3_server.env, "key_file": key_file}
     with running(tmp_path, place.source, place.tables, bundles, **options) as run:
