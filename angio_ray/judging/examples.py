@@ -57,7 +57,7 @@ class FrameMap:
 
         from angio_ray.models.stenosis import map_boxes, positive
 
-        found_TX = self._model(torch.from_numpy(np.ascontiguousarray(frames_THW))[None])[0].numpy()
+        found_TX = self._model(torch.from_numpy(np.array(frames_THW))[None])[0].numpy()
         cells_TC = found_TX[:, self._num_classes :]
         side = int(np.sqrt(cells_TC.shape[1]))
         heat_Thw = cells_TC.reshape(-1, side, side)
