@@ -215,7 +215,10 @@ def _load_bundles(config: ScoreConfig) -> dict[str, Bundle]:
     if added := [task for task in asked if task not in config.models]:
         log.info("%s: asked for too, since %s must know it", ", ".join(added), ", ".join(config.models))
     for task in asked:
-        if config.bundles and _bundle_folder(config, task).parent != config.bundles:
+        folder = _bundle_folder(config, task)
+        if folder.parent == SHIPPED and not folder.is_dir():
+            raise RunError(f"no bundle for {task} ships: train one, and name the folder above it with --bundles", 2)
+        if config.bundles and folder.parent != config.bundles:
             log.info("%s: no bundle in %s, the one that ships is used", task, config.bundles)
     try:
         # tensors are looked at where the backend is chosen: the driver does without torch
