@@ -62,7 +62,7 @@ from angio_ray.training.predictions import (
     write_metrics,
     write_set_predictions,
 )
-from angio_ray.training.stenosis_results import LevelSummary, level_summaries
+from angio_ray.training.stenosis_results import LevelSummary, level_summaries, with_artery
 
 OUT_OF_FOLD = "out_of_fold"
 """Name in `metrics` of an experiment's own left-out clips."""
@@ -351,10 +351,7 @@ def _levels(rows: pa.Table, clips: pa.Table | None, resamples: int) -> list[Leve
     """Arteries and studies of held-out clips, of tasks that pool clips to them; the arteries are the labels'."""
     if clips is None or not any(TASKS[task].named_frames for task in _values(rows["task"]) if task in TASKS):
         return []
-    arteries = dict(zip(clips["clip_id"].to_pylist(), clips["artery"].to_pylist(), strict=True))
-    kept = held_out(rows)
-    of = [arteries.get(clip_id) for clip_id in kept["clip_id"].to_pylist()]
-    return level_summaries(kept.append_column("artery", pa.array(of, pa.string())), resamples=resamples)
+    return level_summaries(with_artery(held_out(rows), clips), resamples=resamples)
 
 
 Compared = tuple[Judged, Judged, PairedComparison]

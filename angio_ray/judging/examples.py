@@ -55,13 +55,11 @@ class FrameMap:
         """Of each frame: probability of any class but the first, the map (T, h, w), and boxes as shares of the sides."""
         import torch
 
-        from angio_ray.models.stenosis import map_boxes, positive
+        from angio_ray.models.stenosis import map_boxes, positive, taken_apart
 
         found_TX = self._model(torch.from_numpy(np.array(frames_THW))[None])[0].numpy()
-        cells_TC = found_TX[:, self._num_classes :]
-        side = int(np.sqrt(cells_TC.shape[1]))
-        heat_Thw = cells_TC.reshape(-1, side, side)
-        return positive(found_TX[:, : self._num_classes]), heat_Thw, [map_boxes(cells, 1) for cells in heat_Thw]
+        p_TK, heat_Thw = taken_apart(found_TX, self._num_classes)
+        return positive(p_TK), heat_Thw, [map_boxes(cells, 1) for cells in heat_Thw]
 
 
 def add_pictures(

@@ -79,8 +79,7 @@ class ClipClassifier(nn.Module):
         if self.layout != "BCTHW-maps":
             return torch.softmax(self.logits(x_BTHW).float(), dim=-1)
         maps = self.maps(x_BTHW).float()
-        cells = 1 - torch.softmax(F.pad(maps, (0, 0, 0, 0, 1, 0)), dim=2)[:, :, 0]
-        return torch.cat([torch.softmax(pooled(maps, self.pool), dim=-1), cells.flatten(2)], dim=-1)
+        return torch.cat([torch.softmax(pooled(maps, self.pool), dim=-1), cell_probability(maps).flatten(2)], dim=-1)
 
     def _normalised(self, x_BTHW: Tensor) -> Tensor:
         """(B, T, H, W) -> (B, C, T, H, W)."""
@@ -90,8 +89,17 @@ class ClipClassifier(nn.Module):
 def pooled(maps_BTKhw: Tensor, pool: Pool) -> Tensor:
     """Logits of the frames, (B, T, K), the first class's at 0, of log-odds against it in each cell, (B, T, K - 1, h, w)."""
     cells = maps_BTKhw.flatten(3).float()
-    log_odds = cells.mean(dim=3) if pool == "mean" else torch.logsumexp(SHARPNESS * cells, dim=3) / SHARPNESS
-    return F.pad(log_odds, (1, 0))
+    return F.pad(cells.mean(dim=3) if pool == "mean" else smooth_maximum(cells), (1, 0))
+
+
+def smooth_maximum(cells: Tensor) -> Tensor:
+    """Over the last dimension; never below the maximum itself."""
+    return torch.logsumexp(SHARPNESS * cells, dim=-1) / SHARPNESS
+
+
+def cell_probability(maps_BTKhw: Tensor) -> Tensor:
+    """Of any class but the first in each cell, (B, T, h, w), of log-odds against it, (B, T, K - 1, h, w)."""
+    return 1 - torch.softmax(F.pad(maps_BTKhw, (0, 0, 0, 0, 1, 0)), dim=2)[:, :, 0]
 
 
 class Ensemble(nn.Module):

@@ -10,6 +10,7 @@ Shapes: B clips, T frames, H x W pixels, K classes, h x w cells.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -106,17 +107,23 @@ class StenosisScorer(CompiledScorer):
 
     def _frame(self, frame: int, p_X: NDArray[np.float32], size: int, scale: tuple[float, float]) -> dict[str, Any]:
         """A frame's element of stenosis_frames."""
-        num_classes = len(self.classes)
-        side = int(np.sqrt(len(p_X) - num_classes))
+        p_K, cells_hw = taken_apart(p_X, len(self.classes))
         return {
             "frame": frame,
-            "probability": float(positive(p_X[:num_classes])),
-            "class": self.classes[int(classes_at(p_X[:num_classes], self.threshold))],
+            "probability": float(positive(p_K)),
+            "class": self.classes[int(classes_at(p_K, self.threshold))],
             "boxes": [
                 {"x0": x0 * scale[0], "y0": y0 * scale[1], "x1": x1 * scale[0], "y1": y1 * scale[1], "probability": p}
-                for x0, y0, x1, y1, p in map_boxes(p_X[num_classes:].reshape(side, side), size).tolist()
+                for x0, y0, x1, y1, p in map_boxes(cells_hw, size).tolist()
             ],
         }
+
+
+def taken_apart(p_X: NDArray[np.float32], num_classes: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """What a net with maps says, (..., K + h * w): probability of each class (..., K), and the map (..., h, w), a square."""
+    cells = p_X[..., num_classes:]
+    side = math.isqrt(cells.shape[-1])
+    return p_X[..., :num_classes], cells.reshape(*cells.shape[:-1], side, side)
 
 
 def positive(p_XK: NDArray[np.float32]) -> NDArray[np.float32]:

@@ -321,14 +321,15 @@ def _train(config: TrainConfig) -> TrainSummary:
 
 def _only(join: LabelJoin, config: TrainConfig) -> LabelJoin:
     """The clips that are asked for by what their labels say; how many others there are is said."""
+    if not config.only:
+        return join
     kept = np.ones(len(join.clips), np.bool_)
     for only in config.only:
         column, _, value = only.partition("=")
         kept &= np.array([found == value for found in join.clips[column].to_pylist()], np.bool_)
     if not kept.any():
         raise LabelError(f"no clip has a label with {' and '.join(config.only)}")
-    if config.only:
-        log.info("  %s clips with %s, %s others are not used", f"{kept.sum():,}", " and ".join(config.only), f"{(~kept).sum():,}")
+    log.info("  %s clips with %s, %s others are not used", f"{kept.sum():,}", " and ".join(config.only), f"{(~kept).sum():,}")
     return replace(join, clips=join.clips.filter(pa.array(kept)))
 
 

@@ -30,7 +30,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from angio_ray.models import NETS
 from angio_ray.models.backends import bf16_units
-from angio_ray.models.classifier import ClipClassifier, pooled
+from angio_ray.models.classifier import ClipClassifier, cell_probability, pooled
 from angio_ray.models.interface import NOT_LAST, UNJUDGED
 from angio_ray.training.augment import augment_located, cut_out
 from angio_ray.training.losses import MOTION, box_loss, boxes_of_frames, soft_convolutional_f1
@@ -248,7 +248,7 @@ def predict_maps(
     found = []
     for x in _read_ahead(clips, _batches_of(_share(np.arange(num_clips), place), _WHOLE_CLIPS_AT_ONCE)):
         maps = classifier.maps(x.to(place.device)).float()
-        found.append((1 - torch.softmax(F.pad(maps, (0, 0, 0, 0, 1, 0)), dim=2)[:, :, 0]).cpu().numpy())
+        found.append(cell_probability(maps).cpu().numpy())
     return np.asarray(_gathered(found, place), np.float32)
 
 

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from angio_ray.models.classifier import SHARPNESS
+from angio_ray.models.classifier import smooth_maximum
 
 
 def soft_convolutional_f1(probability_BT: Tensor, target_BT: Tensor, judged_BT: Tensor, *, tolerance: int = 2) -> Tensor:
@@ -82,7 +82,7 @@ def box_loss(maps_NKhw: Tensor, boxes_N: Sequence[Tensor | None]) -> Tensor:
             outside[frame, rows, columns] = 0
             cells = maps_NKhw[frame, :, rows, columns].flatten(1)
             if of > 0 and cells.shape[1]:
-                held.append(torch.logsumexp(SHARPNESS * cells, dim=1) / SHARPNESS)
+                held.append(smooth_maximum(cells))
                 classes.append(int(of))
     loss = (says * outside).sum() / _CELLS_PER_BOX
     if held:
@@ -104,14 +104,15 @@ def boxes_of_frames(
     larger by `motion` on each side. homography_33: where the frames' points come from, in -1..1 (`augment_located`).
     """
     boxes = torch.from_numpy(np.asarray(boxes_S6, np.float32))
+    to_33 = None if homography_33 is None or not len(boxes) else torch.linalg.inv(homography_33.float().cpu())
     found = []
     for frame in places:
         here = boxes[:, 2:].clone()
         elsewhere = boxes[:, 0] != frame
         here[elsewhere] += motion * torch.tensor([-1.0, -1.0, 1.0, 1.0])
-        if homography_33 is not None and len(here):
+        if to_33 is not None:
             corners = here[:, [0, 1, 2, 1, 0, 3, 2, 3]].view(-1, 4, 2) * 2 - 1
-            points = F.pad(corners, (0, 1), value=1.0) @ torch.linalg.inv(homography_33.float().cpu()).T
+            points = F.pad(corners, (0, 1), value=1.0) @ to_33.T
             points = (points[..., :2] / points[..., 2:] + 1) / 2
             here = torch.cat([points.amin(dim=1), points.amax(dim=1)], dim=1)
         found.append(torch.cat([boxes[:, 1:2], here], dim=1))

@@ -67,6 +67,7 @@ from angio_ray.training.stenosis_results import (
     frame_figures,
     frame_rows,
     level_summaries,
+    with_artery,
 )
 
 log = logging.getLogger(__name__)
@@ -232,14 +233,12 @@ def _verdict(experiment: Experiment, fold: Fold, outcome: Outcome) -> _Verdict:
     rule, more = str(experiment.rule), {}
     validation_N, test_N = outcome.validation_N, outcome.test_N
     if spec.named_frames:
-        classes = NETS[experiment.net].classes
-        stenoses = dict(zip(*(experiment.clips[c].to_pylist() for c in ("clip_id", "stenoses")), strict=True))
-        targets = [worst_class(stenoses[clip_id], classes) or 0 for clip_id in fold.test["clip_id"].to_pylist()]
-        more = frame_figures(outcome.test_N, targets, outcome.test_spans)
         clips = {row["clip_id"]: row for row in experiment.clips.to_pylist()}
-        more |= box_figures([clips[clip_id] for clip_id in fold.test["clip_id"].to_pylist()], outcome.test_boxes)
+        tested = [clips[clip_id] for clip_id in fold.test["clip_id"].to_pylist()]
+        targets = [worst_class(row["stenoses"], len(experiment.classes)) or 0 for row in tested]
+        more = frame_figures(outcome.test_N, targets, outcome.test_spans) | box_figures(tested, outcome.test_boxes)
         validation_N, test_N = clip_probability(validation_N), clip_probability(test_N)
-        rows = _with_artery(experiment, fold.validation).append_column("probability", pa.array(validation_N))
+        rows = with_artery(fold.validation, experiment.clips).append_column("probability", pa.array(validation_N))
         threshold, level = choose_study_threshold(rows, experiment.rule, experiment.at_least)
         rule = f"{rule} of {level}"
     else:
@@ -298,7 +297,7 @@ def write_summary(
         *_cost_rows([(_manifest(experiment, number) or {}).get("metrics", {}) for number in numbers]),
     ]
     if TASKS[experiment.task].named_frames:
-        for level in level_summaries(_with_artery(experiment, kept), resamples=experiment.resamples):
+        for level in level_summaries(with_artery(kept, experiment.clips), resamples=experiment.resamples):
             figures += level.rows()
         stated = [(_manifest(experiment, number) or {}).get("metrics", {}) for number in numbers]
         figures += [*frame_rows(stated), *box_rows(stated)]
@@ -314,7 +313,7 @@ def study_lines(experiment: Experiment, root: TableRoot) -> list[str]:
         return []
     numbers = range(experiment.folds.num_folds)
     rows = held_out(read_predictions(root, experiment.name, experiment.net, folds=numbers))
-    return [level.line() for level in level_summaries(_with_artery(experiment, rows), resamples=experiment.resamples)]
+    return [level.line() for level in level_summaries(with_artery(rows, experiment.clips), resamples=experiment.resamples)]
 
 
 def summary_lines(experiment: Experiment, summary: FoldsSummary | ContrastSummary) -> list[str]:
@@ -359,12 +358,6 @@ def _clip_lines(experiment: Experiment, summary: FoldsSummary) -> list[str]:
 
 
 # -- figures ---------------------------------------------------------------------------------------------------------
-
-
-def _with_artery(experiment: Experiment, rows: pa.Table) -> pa.Table:
-    """Rows of clips with the artery of their label."""
-    arteries = dict(zip(*(experiment.clips[c].to_pylist() for c in ("clip_id", "artery")), strict=True))
-    return rows.append_column("artery", pa.array([arteries[clip_id] for clip_id in rows["clip_id"].to_pylist()], pa.string()))
 
 
 def _target(part: pa.Table) -> NDArray[np.int64]:

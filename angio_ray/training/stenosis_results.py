@@ -129,6 +129,13 @@ class LevelSummary:
         return [row | {"subgroup": "level", "subgroup_value": level.name} for row in rows]
 
 
+def with_artery(rows: pa.Table, clips: pa.Table) -> pa.Table:
+    """Rows of clips with the artery of their label, null where none is known."""
+    arteries = dict(zip(clips["clip_id"].to_pylist(), clips["artery"].to_pylist(), strict=True))
+    of = [arteries.get(clip_id) for clip_id in rows["clip_id"].to_pylist()]
+    return rows.append_column("artery", pa.array(of, pa.string()))
+
+
 def level_summaries(rows: pa.Table, *, resamples: int = RESAMPLES) -> list[LevelSummary]:
     """Figures of arteries, of each artery alone, and of studies, of held-out rows of `predictions` with their artery."""
     found = []
