@@ -45,7 +45,7 @@ ONLY_IN: dict[str, set[str]] = {
     "s3fs": {"storage"},
     "botocore": {"storage"},
     "torchvision": {"models", "training"},
-    "monai": {"models", "evaluation"},
+    "monai": {"models", "evaluation", "training"},
     "pytorchvideo": {"models"},
 }
 
