@@ -54,6 +54,8 @@ _TREND_S = 0.33
 """Standard deviation of the running mean that is taken out. Two times longer let the arrival of contrast pass for a beat."""
 _COMPONENTS = 6
 """With 12 the components found in the two parts of a clip agreed less often."""
+_UNMOVED = 1e-4
+"""Size of a whole frame's change below which it is rounding: a single pixel's step of one grey level is ten times as much."""
 _HARMONICS = np.arange(1, 3)
 _TURNS = np.arange(-0.5, 0.5, 0.01)
 
@@ -67,7 +69,7 @@ class HeartPhase:
     first_contrast: int | None
     """Index of the first frame with contrast; None: not known, or contrast never comes."""
     period_s: float | None
-    """Median beat of the whole clip (the beats before contrast alone erred by a fifth more); None where nothing comes back more
+    """Median beat of the whole clip (the beats before contrast alone erred more); None where nothing comes back more
     than by chance."""
     quality: float
     """0 to 1: the share of the component's variance that comes back after one beat, above what chance gives for so many frames,
@@ -202,7 +204,7 @@ def _cells(frames_THW: NDArray[np.uint8], step_s: float) -> tuple[Floats, Floats
 
     Logarithms, since X-rays are absorbed by a share; each frame less its mean over the field, so that brightness does not
     count; slow change taken out; each frame brought to one size, so that vessels do not drown what shows before them. None
-    where there is no field.
+    where there is no field, or nothing ever changes.
     """
     median_HW = np.median(frames_THW, axis=0)
     field_HW = binary_erosion(median_HW >= _DARK, iterations=2)
@@ -221,7 +223,10 @@ def _cells(frames_THW: NDArray[np.uint8], step_s: float) -> tuple[Floats, Floats
     ]
     one_TN, other_TN = (half - gaussian_filter1d(half, _TREND_S / step_s, axis=0, mode="nearest") for half in halves)
     size_T1 = np.linalg.norm(one_TN + other_TN, axis=1, keepdims=True)
-    size_T1[size_T1 == 0] = 1
+    unmoved_T1 = size_T1 < _UNMOVED
+    if unmoved_T1.all():
+        return None
+    size_T1[unmoved_T1] = 1
     return (one_TN / size_T1).astype(np.float64), (other_TN / size_T1).astype(np.float64), settled
 
 
@@ -286,10 +291,15 @@ def _agreement(one_TN: Floats, other_TN: Floats, component_T: Floats) -> float:
 
 
 def _analytic_phase(component_T: Floats, lag: float) -> Floats:
-    """Phase in beats, never falling: that of the analytic signal from half the heart's frequency to 1.7 times it."""
+    """Phase in beats, never falling: that of the analytic signal from half the heart's frequency to 1.7 times it.
+
+    The first and the last beat are repeated beyond the ends; mirrored there, as filters do by default, they turn back.
+    """
     band = butter(2, [0.5 * 2 / lag, min(1.7 * 2 / lag, 0.95)], "bandpass", output="sos")
-    passed_T = sosfiltfilt(band, component_T, padlen=min(len(component_T) - 1, int(3 * lag)))
-    return np.maximum.accumulate(np.unwrap(np.angle(hilbert(passed_T))) / (2 * np.pi))
+    beat = round(lag)
+    longer_T = np.concatenate([np.tile(component_T[:beat], 3), component_T, np.tile(component_T[-beat:], 3)])
+    signal_T = hilbert(sosfiltfilt(band, longer_T, padlen=beat))[3 * beat : -3 * beat]
+    return np.maximum.accumulate(np.unwrap(np.angle(signal_T)) / (2 * np.pi))
 
 
 def _turn(cells_TN: Floats, phase_T: Floats, parts: Sequence[slice]) -> float:
