@@ -39,8 +39,8 @@ NO_HEART_MOTION = "no_heart_motion"
 """Why there is no pair: the clip shows no cycle that could be told from chance."""
 
 LEAST_QUALITY = 0.2
-"""Below it there is no pair. Noise stayed below 0.18 and still hearts of the calcium protocol below 0.1; of its beating hearts a
-few with many premature beats fell below too."""
+"""Below it there is no pair. Noise got 0.18 at most, whatever its memory; of twelve calcium clips rendered with a still heart one
+that breathed lay above (0.36), and beating ones lie below where noise is heavy or many beats are premature."""
 SAME_PHASE = 0.25
 """Differences of phase that the tracking cannot tell apart, frames."""
 
@@ -51,11 +51,13 @@ _SETTLED = 0.03
 _CELLS = 28
 """Edge of the coarse picture: cells of about 4 mm, which average noise away and keep borders that move by a cell."""
 _TREND_S = 0.33
-"""Standard deviation of the running mean that is taken out. Two times longer let the arrival of contrast pass for a beat."""
-_COMPONENTS = 6
-"""With 12 the components found in the two parts of a clip agreed less often."""
+"""Standard deviation of the running mean that is taken out. With 0.53 the arrival of contrast
+passed for a slow beat in short clips."""
+_COMPONENTS = 4
+"""With more of them the component agrees less often between the two parts of a clip: pairs over a frame off rise with 6 and 8."""
 _UNMOVED = 1e-4
-"""Size of a whole frame's change below which it is rounding: a single pixel's step of one grey level is ten times as much."""
+"""Size of a whole frame's change below which it is rounding: a single pixel's step of one grey level is more
+than twice as much."""
 _HARMONICS = np.arange(1, 3)
 _TURNS = np.arange(-0.5, 0.5, 0.01)
 
@@ -77,7 +79,8 @@ class HeartPhase:
     power in which the two interleaved halves of the pixels agree (noise does not); less where there are under two beats before
     contrast, down to a half. A short clip of a still heart, in which contrast comes and goes, is not told from a beating one."""
     phase_T: Floats | None
-    """In beats, rising all along; whole numbers are where the heart is stillest, about end-diastole. None without a period."""
+    """In beats, never falling but where contrast arrives; whole numbers are where the heart is stillest, about end-diastole.
+    None without a period."""
     irregularity_T: Floats | None
     """|log(beat around this frame / median beat)|; NaN within half a beat of the ends and of contrast's arrival."""
 
@@ -136,7 +139,7 @@ def heart_phase(frames_THW: NDArray[np.uint8], *, step_s: float, first_contrast:
     if not 0 < step_s < float("inf") or (first_contrast is not None and not 0 <= first_contrast <= T):
         raise ValueError(f"step {step_s} s must be positive, first_contrast {first_contrast} within {T} frames")
     cells = _cells(frames_THW, step_s) if T else None
-    found = None if cells is None else _periodic_component(cells[0], cells[1], step_s)
+    found = None if cells is None else _periodic_component(cells[0] + cells[1], step_s)
     if cells is None or found is None:
         return HeartPhase(
             step_s=step_s, first_contrast=first_contrast, period_s=None, quality=0.0, phase_T=None, irregularity_T=None
@@ -146,7 +149,7 @@ def heart_phase(frames_THW: NDArray[np.uint8], *, step_s: float, first_contrast:
     arrival = T - settled if first_contrast is None else max(first_contrast - settled, 0)
     parts = [part for part in (slice(0, arrival), slice(arrival, T - settled)) if part.start < part.stop]
     phase_T = _analytic_phase(component_T, lag)
-    if len(parts) == 2 and parts[0].stop >= lag:
+    if len(parts) == 2 and parts[0].stop >= 2 * lag:
         phase_T[parts[1]] += _turn(one_TN + other_TN, phase_T, parts)
     phase_T -= _stillest(one_TN + other_TN, phase_T, parts)
     period = _median_beat(phase_T, parts) or lag
@@ -230,19 +233,19 @@ def _cells(frames_THW: NDArray[np.uint8], step_s: float) -> tuple[Floats, Floats
     return (one_TN / size_T1).astype(np.float64), (other_TN / size_T1).astype(np.float64), settled
 
 
-def _periodic_component(one_TN: Floats, other_TN: Floats, step_s: float) -> tuple[float, float, Floats] | None:
-    """Lag in frames, share of the variance that returns after it (above chance), and the component, (T,) with variance 1.
+def _periodic_component(cells_TN: Floats, step_s: float) -> tuple[float, float, Floats] | None:
+    """Lag in whole frames, share of the variance that returns after it (above chance), and the component, (T,), variance 1.
 
-    The principal components are those of the covariance between the halves, of which noise is no part: of noise that a
-    detector's temporal filter coloured, the ordinary ones are sine waves. None where nothing returns.
+    The lag is no finer, since the period is then that of the tracked beats; a parabola through the peak changed nothing. None
+    where nothing returns.
     """
-    T = len(one_TN)
+    T = len(cells_TN)
     shortest, longest = 1 / FASTEST_HZ / step_s - 1e-6, min(1 / SLOWEST_HZ / step_s + 1e-6, T / 2)
     lags = np.arange(max(3.0, np.ceil(shortest)), np.floor(longest) + 1)
     if not len(lags):
         return None
-    gram_TT = (one_TN - one_TN.mean(axis=0)) @ (other_TN - other_TN.mean(axis=0)).T
-    _, vectors_TT = np.linalg.eigh(gram_TT + gram_TT.T)
+    centred_TN = cells_TN - cells_TN.mean(axis=0)
+    _, vectors_TT = np.linalg.eigh(centred_TN @ centred_TN.T)
     course_TK = vectors_TT[:, : -_COMPONENTS - 1 : -1] * np.sqrt(T)
     shares, weights = [], []
     for lag in lags:
@@ -254,7 +257,7 @@ def _periodic_component(one_TN: Floats, other_TN: Floats, step_s: float) -> tupl
     best = int(np.argmax(shares))
     if shares[best] <= 0:
         return None
-    return _peak(lags, np.array(shares), best), float(shares[best]), course_TK @ weights[best]
+    return float(lags[best]), float(shares[best]), course_TK @ weights[best]
 
 
 def _lagged(course_TK: Floats, lag: float) -> Floats:
@@ -266,15 +269,6 @@ def _lagged(course_TK: Floats, lag: float) -> Floats:
     return (product_KK + product_KK.T) / 2
 
 
-def _peak(lags: Floats, values: Floats, best: int) -> float:
-    """Where the parabola through the largest value and its neighbours is greatest."""
-    if not 0 < best < len(lags) - 1:
-        return float(lags[best])
-    left, middle, right = values[best - 1 : best + 2]
-    bend = left - 2 * middle + right
-    return float(lags[best] + (0.5 * (left - right) / bend if bend < 0 else 0.0))
-
-
 def _returning(component_T: Floats, lag: float) -> float:
     """Share of a course's variance that is alike after `lag` and unlike after half of it, at most about 1."""
     centred_T1 = (component_T - component_T.mean())[:, None]
@@ -284,7 +278,11 @@ def _returning(component_T: Floats, lag: float) -> float:
 
 
 def _agreement(one_TN: Floats, other_TN: Floats, component_T: Floats) -> float:
-    """Share of the component's picture that both halves of the pixels show, 0 to 1."""
+    """Share of the component's picture that both halves of the pixels show, 0 to 1.
+
+    Noise that a detector's temporal filter coloured has sine waves for principal components, which return after their period:
+    only this tells them from a heart.
+    """
     one_N, other_N = component_T @ one_TN, component_T @ other_TN
     power = float(one_N @ one_N + other_N @ other_N)
     return max(0.0, 2 * float(one_N @ other_N) / power) if power else 0.0
@@ -307,7 +305,8 @@ def _turn(cells_TN: Floats, phase_T: Floats, parts: Sequence[slice]) -> float:
 
     The component is one for both parts, but may have either sign in each. Both show the chest's and the heart's borders,
     and the heart moves and rests at the same phases: the turn at which the harmonics of the pictures over the beat, and
-    those of their speed, agree best. A small one is left alone, since the tracked phase is the more exact.
+    those of their speed, agree best. A small one is left alone, since the tracked phase is the more exact; under two
+    beats before contrast the harmonics are not found well enough to turn anything.
     """
     agreement = np.zeros(len(_TURNS))
     for curves in ([cells_TN[part] for part in parts], [_log_speed(cells_TN[part]) for part in parts]):

@@ -14,6 +14,7 @@ from angio_ray.models.heart_phase import (
     NO_PRECONTRAST_FRAMES,
     FramePair,
     HeartPhase,
+    _turn,
     distance_signal,
     fourier_period,
     frame_pair,
@@ -103,6 +104,29 @@ def test_a_steady_heart_is_found_with_its_phase(period: float) -> None:
     assert (np.diff(heart.phase_T) >= 0).all()
 
 
+def test_whole_beats_are_where_the_heart_is_stillest() -> None:
+    phase_T = steady(100, 13)
+    heart = heart_phase(grey(beating(phase_T)), step_s=STEP_S)
+    assert heart.phase_T is not None
+    still = np.sin(2 * np.pi * phase_T) < -0.3  # from 0.55 to 0.95 of the beat
+    assert np.abs(wrapped(phase_T - heart.phase_T - 0.75)).max() < 0.15
+    assert np.abs(wrapped(heart.phase_T[still])).max() < np.abs(wrapped(heart.phase_T[~still])).max()
+
+
+@pytest.mark.parametrize("turn", [0.0, 0.3, -0.4, 0.5])
+def test_a_phase_that_slipped_where_contrast_arrived_is_turned_back(turn: float) -> None:
+    """Pictures that share little but a border: the way out of it and back is the same in both parts."""
+    rng = np.random.default_rng(4)
+    phase_T = steady(120, 12)
+    moved_T1 = np.clip(np.sin(2 * np.pi * phase_T), -0.3, 1)[:, None]
+    vessels_T1 = moved_T1 * (np.arange(120) >= 60)[:, None]
+    cells_TN = 0.5 * moved_T1 * rng.normal(size=200) + 2 * vessels_T1 * rng.normal(size=200)
+    cells_TN += rng.normal(0, 0.1, cells_TN.shape)
+    parts = [slice(0, 60), slice(60, 120)]
+    slipped_T = phase_T - turn * (np.arange(120) >= 60)
+    assert abs(wrapped(np.array(_turn(cells_TN, slipped_T, parts) - turn))) < 0.06
+
+
 def test_time_is_in_seconds() -> None:
     """Twice the rate, the same heart: the same period in seconds, twice as many frames."""
     heart = heart_phase(grey(beating(steady(160, 24))), step_s=STEP_S / 2)
@@ -139,6 +163,7 @@ def test_brightness_and_table_are_no_heart() -> None:
     clip_THW = beating(phase_T)
     rng = np.random.default_rng(1)
     brightness_T = rng.uniform(0.85, 1.05, 100) * np.linspace(0.9, 1.1, 100)
+    brightness_T *= 1 + 0.2 * np.sin(2 * np.pi * steady(100, 7))  # as of a control loop that swings
     brightness_T[:4] *= [0.4, 0.6, 0.8, 0.9]
     drift_THW = 25 * np.linspace(0, 1, 100)[:, None, None] * np.sin(np.arange(SIZE) / 20)
     heart = heart_phase(grey((clip_THW + drift_THW) * brightness_T[:, None, None]), step_s=STEP_S)
@@ -266,7 +291,7 @@ def test_among_pairs_of_one_phase_regular_beats_and_the_middle_of_full_contrast_
 
 def test_among_equal_pairs_the_heart_is_still() -> None:
     phase_T = steady(120, 10)
-    pair = frame_pair(known_heart(phase_T, 10.0), [20, 25], [80, 85])  # both in the middle, whole and half beats
+    pair = frame_pair(known_heart(phase_T, 10.0), [15, 20], [75, 80])  # both as near the middle; half and whole beats
     assert (pair.precontrast, pair.contrast) == (20, 80)
 
 
