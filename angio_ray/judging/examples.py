@@ -49,17 +49,18 @@ class FrameMap:
 
     def __init__(self, bundle: Bundle) -> None:
         self._model = bundle.ensemble().requires_grad_(False)
-        self._num_classes = len(bundle.classes)
+        self._num_classes, self._num_boxes = len(bundle.classes), self._model.num_boxes * len(bundle.weights)
 
     def __call__(self, frames_THW: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
         """Of each frame: probability of any class but the first, the map (T, h, w), and boxes as shares of the sides."""
         import torch
 
-        from angio_ray.models.stenosis import map_boxes, positive, taken_apart
+        from angio_ray.models.stenosis import positive, shown_boxes, taken_apart
 
         found_TX = self._model(torch.from_numpy(np.array(frames_THW))[None])[0].numpy()
-        p_TK, heat_Thw = taken_apart(found_TX, self._num_classes)
-        return positive(p_TK), heat_Thw, [map_boxes(cells, 1) for cells in heat_Thw]
+        p_TK, heat_Thw, boxes_TD5 = taken_apart(found_TX, self._num_classes, self._num_boxes)
+        boxes = [None] * len(heat_Thw) if boxes_TD5 is None else boxes_TD5
+        return positive(p_TK), heat_Thw, [shown_boxes(*both) for both in zip(heat_Thw, boxes, strict=True)]
 
 
 def add_pictures(

@@ -26,6 +26,7 @@ from angio_ray.sampling import ClipWindow
 if TYPE_CHECKING:
     from angio_ray.models.bundles import Bundle
     from angio_ray.models.classifier import Ensemble
+    from angio_ray.models.interface import NetSpec
 
 log = logging.getLogger(__name__)
 
@@ -441,10 +442,21 @@ def _fastest(measured: Sequence[Measurement]) -> Measurement | None:
 
 
 def _difference(found: np.ndarray, expected: np.ndarray, bundle: Bundle) -> float:
-    """The largest of any class's probability; that of a cell of a map counts a fifth, since a box follows from many of them."""
+    """The largest of any class's probability; that of a cell of a map counts a fifth, since a box follows from many of them.
+
+    A detector's boxes do not count: the order of those that are as good as others changes with the last digits.
+    """
     apart = np.abs(found - expected)
     num_classes = len(bundle.classes) if apart.ndim > 2 else apart.shape[-1]
-    return float(max(apart[..., :num_classes].max(), 0.2 * apart[..., num_classes:].max(initial=0.0)))
+    boxes = 5 * _spec(bundle).num_boxes * len(bundle.weights)
+    cells = apart[..., num_classes : apart.shape[-1] - boxes]
+    return float(max(apart[..., :num_classes].max(), 0.2 * cells.max(initial=0.0)))
+
+
+def _spec(bundle: Bundle) -> NetSpec:
+    from angio_ray.models import NETS
+
+    return NETS[bundle.net]
 
 
 def _seconds(run: Runner, clips: np.ndarray) -> float:

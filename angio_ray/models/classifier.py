@@ -40,7 +40,7 @@ class ClipClassifier(nn.Module):
         self, spec: NetSpec, *, mean: Triple = KINETICS_MEAN, std: Triple = KINETICS_STD, net: nn.Module | None = None
     ) -> None:
         super().__init__()
-        self.layout, self.pool = spec.layout, spec.pool
+        self.layout, self.pool, self.num_classes, self.num_boxes = spec.layout, spec.pool, spec.classes, spec.num_boxes
         self.net = spec.build() if net is None else net
         # Explicit device: these stay real when the net is built on the meta device.
         scale = torch.tensor([1.0 / (255.0 * s) for s in std], device="cpu")
@@ -74,12 +74,22 @@ class ClipClassifier(nn.Module):
         """Class probabilities (B, K), or (B, T, K), float32.
 
         Of nets with maps (B, T, K + h * w): after the classes, the cells row by row, each the probability of any class but the
-        first.
+        first; of detectors (B, T, K + h * w + D * 5): then the boxes, each x0, y0, x1, y1 as shares and its probability.
         """
         if self.layout != "BCTHW-maps":
             return torch.softmax(self.logits(x_BTHW).float(), dim=-1)
-        maps = self.maps(x_BTHW).float()
+        if self.num_boxes:
+            maps, boxes_BTD5 = self.net.detect(self._normalised(x_BTHW))  # type: ignore[operator]
+            return torch.cat([self._answer(maps.float()), boxes_BTD5.flatten(2)], dim=-1)
+        return self._answer(self.maps(x_BTHW).float())
+
+    def _answer(self, maps: Tensor) -> Tensor:
         return torch.cat([torch.softmax(pooled(maps, self.pool), dim=-1), cell_probability(maps).flatten(2)], dim=-1)
+
+    def raw(self, x_BTHW: Tensor) -> tuple[Tensor, ...]:
+        """What a detector says before its boxes are decoded (`detection.FrameDetector.raw`)."""
+        found: tuple[Tensor, ...] = self.net.raw(self._normalised(x_BTHW))  # type: ignore[operator]
+        return found
 
     def _normalised(self, x_BTHW: Tensor) -> Tensor:
         """(B, T, H, W) -> (B, C, T, H, W)."""
@@ -103,16 +113,22 @@ def cell_probability(maps_BTKhw: Tensor) -> Tensor:
 
 
 class Ensemble(nn.Module):
-    """The mean of several classifiers' probabilities (of one is that one's)."""
+    """The mean of several classifiers' probabilities (of one is that one's), and the boxes of all of them."""
 
     def __init__(self, members: Sequence[ClipClassifier]) -> None:
         super().__init__()
         if not members:
             raise ValueError("an ensemble needs at least one member")
         self.members = nn.ModuleList(members)
-        self.layout = members[0].layout
+        self.layout, self.num_boxes = members[0].layout, members[0].num_boxes
 
     def forward(self, x_BTHW: Tensor) -> Tensor:
         """What each member gives, float32, of grey frames (B, T, H, W), uint8."""
         probabilities = [member(x_BTHW) for member in self.members]
-        return torch.stack(probabilities).mean(dim=0) if len(probabilities) > 1 else probabilities[0]
+        if len(probabilities) == 1:
+            return probabilities[0]
+        boxes = 5 * self.num_boxes
+        if not boxes:
+            return torch.stack(probabilities).mean(dim=0)
+        mean = torch.stack([p[..., :-boxes] for p in probabilities]).mean(dim=0)
+        return torch.cat([mean, *(p[..., -boxes:] for p in probabilities)], dim=-1)

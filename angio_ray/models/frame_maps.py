@@ -51,19 +51,25 @@ class LocalContrast(nn.Module):
 
 
 def stenosis_s(classes: int, width: int = 24) -> FrameMaps:
-    """Convolutions of 5 and 3 px down to cells of 8 px that see some 200 px around: 0.9 GMAC a frame of 512 px."""
+    """Squares of 4 x 4 px as channels, then convolutions of 3 px down to cells of 8 px that see some 200 px around.
+
+    0.8 GMAC a frame of 512 px. With squares as channels nothing is lost before the first convolution, at a third of the time of
+    convolutions of 5 and 3 px that halve the picture twice.
+    """
     features = nn.Sequential(
         LocalContrast(),
-        _halved(2, width // 3, 5),
-        _halved(width // 3, width, 3),
+        nn.PixelUnshuffle(4),
+        nn.Conv2d(32, width, 3, padding=1, bias=False),
+        nn.BatchNorm2d(width),
+        nn.ReLU(),
         _Residual(width),
         _Residual(width),
         _halved(width, 2 * width, 3),
         _Residual(2 * width),
+        _Residual(2 * width),
         _Residual(2 * width, 2),
-        _Residual(2 * width, 3),
     )
-    return FrameMaps(features, 2 * width, classes, bias=-4.0)
+    return FrameMaps(features, 2 * width, classes, bias=-3.0)
 
 
 def inception_v3(classes: int) -> FrameMaps:

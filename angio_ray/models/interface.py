@@ -59,6 +59,10 @@ class NetSpec:
     paper: PaperFigures | None = None
     pool: Pool = "mean"
     """Of the layout with maps."""
+    num_boxes: int = 0
+    """Of each frame, of nets with maps that are detectors too."""
+    part: str | None = None
+    """Name of the net whose weights are a part of this one's: it may begin from a bundle of that."""
     exact: bool = False
     """Always in float32, whatever the run's precision: what follows from small differences, at little cost."""
 

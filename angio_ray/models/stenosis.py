@@ -2,7 +2,8 @@
 
 The stenosis paper (spec section 2) classifies single frames of full contrast with Inception-v3, in two classes (below 25 % and
 from there on) or three (total occlusion apart), and takes the worst frame for clip, artery and study. `inception_v3` is the
-paper's; `stenosis_s` gives each cell of 8 px a say and takes a smooth maximum, at a small part of the cost. Which frames are
+paper's; `stenosis_s` gives each cell of 8 px a say and takes a smooth maximum, at a small part of the cost; `stenosis_fpn` is the
+same with a detector on its features (`detection`). Which frames are
 candidates the task `contrast` has said. Knows nothing of tables, gates or Ray.
 
 Shapes: B clips, T frames, H x W pixels, K classes, h x w cells.
@@ -41,6 +42,16 @@ NO_FULL_CONTRAST = "no_full_contrast"
 CONTRAST_FAILED = "contrast_failed"
 """Why a clip is skipped: the task `contrast` could not look for any."""
 
+NUM_BOXES = 50
+"""Of a frame, a detector's best ones, before those that overlap better ones are left out."""
+SMALLEST = 35 / 512
+"""Side of the paper's smallest box, as a share of its frames' 512 px: smaller ones are taught to detectors, and judged, as if
+they were as large."""
+_OVERLAP = 0.2
+"""Intersection over union with a better box from which on a box is left out: narrowings that touch are one."""
+_LEAST = 0.01
+"""Probability below which nothing is called a box at all."""
+
 NAMED_512 = ClipWindow(name="named8_512px", size=512, start=0, length=NUM_CANDIDATES, stride=1)
 NAMED_299 = ClipWindow(name="named8_299px", size=299, start=0, length=NUM_CANDIDATES, stride=1)
 
@@ -64,6 +75,7 @@ class StenosisScorer(CompiledScorer):
     def __init__(self, bundle: Bundle, *args: Any, **options: Any) -> None:
         super().__init__(bundle, *args, **options)
         self.classes = bundle.classes
+        self.num_boxes = NETS[bundle.net].num_boxes * len(bundle.weights)
         self.num_frames = bundle.window.num_frames
 
     def __call__(
@@ -94,9 +106,9 @@ class StenosisScorer(CompiledScorer):
         )
         for i, p_TX in zip(found, probability_BTX, strict=True):
             shown = frames[window.name][i]
-            scale = (known["columns"][i] / window.size, known["rows"][i] / window.size)
+            sides = (known["columns"][i], known["rows"][i])
             rows = [
-                self._frame(int(shown[place]), p_X, window.size, scale)
+                self._frame(int(shown[place]), p_X, *sides)
                 for place, p_X in zip(chosen[i], p_TX[: len(chosen[i])], strict=True)
             ]
             columns["stenosis_probability"][i] = max(row["probability"] for row in rows)
@@ -105,25 +117,35 @@ class StenosisScorer(CompiledScorer):
             columns["stenosis_frames"][i] = rows
         return columns
 
-    def _frame(self, frame: int, p_X: NDArray[np.float32], size: int, scale: tuple[float, float]) -> dict[str, Any]:
+    def _frame(self, frame: int, p_X: NDArray[np.float32], columns: int, rows: int) -> dict[str, Any]:
         """A frame's element of stenosis_frames."""
-        p_K, cells_hw = taken_apart(p_X, len(self.classes))
+        p_K, cells_hw, boxes_D5 = taken_apart(p_X, len(self.classes), self.num_boxes)
         return {
             "frame": frame,
             "probability": float(positive(p_K)),
             "class": self.classes[int(classes_at(p_K, self.threshold))],
             "boxes": [
-                {"x0": x0 * scale[0], "y0": y0 * scale[1], "x1": x1 * scale[0], "y1": y1 * scale[1], "probability": p}
-                for x0, y0, x1, y1, p in map_boxes(cells_hw, size).tolist()
+                {"x0": x0 * columns, "y0": y0 * rows, "x1": x1 * columns, "y1": y1 * rows, "probability": p}
+                for x0, y0, x1, y1, p in shown_boxes(cells_hw, boxes_D5).tolist()
             ],
         }
 
 
-def taken_apart(p_X: NDArray[np.float32], num_classes: int) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """What a net with maps says, (..., K + h * w): probability of each class (..., K), and the map (..., h, w), a square."""
-    cells = p_X[..., num_classes:]
+def taken_apart(
+    p_X: NDArray[np.float32], num_classes: int, num_boxes: int = 0
+) -> tuple[NDArray[np.float32], NDArray[np.float32], NDArray[np.float32] | None]:
+    """What a net with maps says, (..., K + h * w + D * 5): probability of each class (..., K), the map (..., h, w), a square, and
+    a detector's boxes (..., D, 5), None of nets that are none."""
+    end = p_X.shape[-1] - 5 * num_boxes
+    cells = p_X[..., num_classes:end]
     side = math.isqrt(cells.shape[-1])
-    return p_X[..., :num_classes], cells.reshape(*cells.shape[:-1], side, side)
+    boxes = p_X[..., end:].reshape(*p_X.shape[:-1], num_boxes, 5) if num_boxes else None
+    return p_X[..., :num_classes], cells.reshape(*cells.shape[:-1], side, side), boxes
+
+
+def shown_boxes(cells_hw: NDArray[np.float32], boxes_D5: NDArray[np.float32] | None) -> NDArray[np.float64]:
+    """A frame's boxes, best first, x0, y0, x1, y1 as shares of its sides and probability: a detector's, else the map's."""
+    return map_boxes(cells_hw, 1.0) if boxes_D5 is None else without_overlaps(boxes_D5)
 
 
 def positive(p_XK: NDArray[np.float32]) -> NDArray[np.float32]:
@@ -154,6 +176,21 @@ def map_boxes(cells_hw: NDArray[np.float32], size: float, *, share: float = 0.5,
     return found
 
 
+def without_overlaps(boxes_D5: NDArray[np.floating]) -> NDArray[np.float64]:
+    """Boxes that no better one overlaps much, best first: x0, y0, x1, y1 as shares, probability (OpenCV's suppression)."""
+    boxes = np.asarray(boxes_D5, np.float64)
+    corners = np.concatenate([boxes[:, :2], boxes[:, 2:4] - boxes[:, :2]], axis=1)
+    kept = cv2.dnn.NMSBoxes(corners.tolist(), boxes[:, 4].tolist(), _LEAST, _OVERLAP) if len(boxes) else ()
+    return boxes[np.asarray(kept, int).reshape(-1)]
+
+
+def grown(boxes_D4: NDArray[np.floating], least: float = SMALLEST) -> NDArray[np.float64]:
+    """Boxes as shares of the sides, each side at least so long, around the same middle."""
+    low, high = np.asarray(boxes_D4, np.float64)[:, :2], np.asarray(boxes_D4, np.float64)[:, 2:]
+    more = np.maximum(0, least - (high - low)) / 2
+    return np.concatenate([low - more, high + more], axis=1)
+
+
 def _net(name: str, classes: int) -> nn.Module:
     from angio_ray.models import frame_maps
 
@@ -161,8 +198,15 @@ def _net(name: str, classes: int) -> nn.Module:
     return built
 
 
+def _detector(classes: int) -> nn.Module:
+    from angio_ray.models.detection import FrameDetector
+    from angio_ray.models.frame_maps import stenosis_s
+
+    return FrameDetector(stenosis_s(classes), 48)
+
+
 def _spec(name: str, classes: Sequence[str], suffix: str, **facts: Any) -> NetSpec:
-    build: Callable[[], nn.Module] = partial(_net, name, len(classes))
+    build: Callable[[], nn.Module] = partial(_detector if facts.get("num_boxes") else partial(_net, name), len(classes))
     return NetSpec(name=name + suffix, build=build, layout="BCTHW-maps", classes=len(classes), **facts)
 
 
@@ -171,6 +215,10 @@ NETS: dict[str, NetSpec] = {
     for classes, suffix in ((TWO_CLASSES, ""), (THREE_CLASSES, "_3cat"))
     for spec in (
         _spec("stenosis_s", classes, suffix, window=NAMED_512, pool="logsumexp", cost_input=(3, 1, 512, 512)),
+        _spec(
+            "stenosis_fpn", classes, suffix, window=NAMED_512, pool="logsumexp", cost_input=(3, 1, 512, 512), num_boxes=NUM_BOXES,
+            part=f"stenosis_s{suffix}",
+        ),
         _spec("inception_v3", classes, suffix, window=NAMED_299, pool="mean", cost_input=(3, 1, 299, 299)),
     )
 }

@@ -38,6 +38,8 @@ INSIDE = 0.7
 """Share of a narrowing's length that must lie inside the field."""
 FORESHORTENED = 0.4
 """Projected over true length: below it, the view looks along the narrowing."""
+MARKED_FRAMES = 8
+"""Frames of full contrast, evenly spread, on which narrowings have boxes in the labels; side files have those of all frames."""
 VISIBLE_IODINE = 0.05
 """Attenuation of a filled vessel per mm below which its narrowings cannot be judged."""
 THINNEST_IODINE = 0.01
@@ -86,7 +88,8 @@ LABELS = pa.schema(
 )
 """`labels.parquet`: the truth per clip.
 
-stenoses: those visible in the clip, each with its box in the fullest frame in which it is seen. artery_percent: the worst
+stenoses: those visible in the clip, each with its boxes in up to MARKED_FRAMES frames of full contrast (an entry per frame, as of
+somebody who marks several), or in the fullest in which it is seen where it is seen in none of these. artery_percent: the worst
 narrowing of the artery, seen in this view or not (0: none). artery, dominance and artery_percent are null where a coronary
 is not what is filmed (quality_group not_coronary, and grafts). twin_of: SOPInstanceUID of the clip that this one is the
 counterfactual of. The frames of contrast are null where the vessels never fill visibly.
@@ -192,7 +195,7 @@ def row(
         "frame_time_ms": 1000 * frame_s if frame_s else None,
         **contrast,
         "heart_period_frames": _period_s(scene) / frame_s if frame_s and scene.region == "chest" else None,
-        "stenoses": [_box(lesion, rendered.filling_T) for lesion in found if lesion.visible],
+        "stenoses": [box for lesion in found if lesion.visible for box in _marks(lesion, rendered.filling_T, contrast)],
         "artery_percent": max((s.percent for s in coronary.stenoses), default=0.0) if coronary else None,
         "calcified": _shows_calcium(scene, rendered) if tree else None,
         "calcifications": [
@@ -379,16 +382,23 @@ def _boxes(found: tuple[Lesion, ...]) -> NDArray[np.float32]:
     return boxes[np.lexsort((boxes[:, 1], boxes[:, 0]))].astype(np.float32)
 
 
-def _box(lesion: Lesion, filling_T: Floats) -> dict[str, Any]:
-    """A visible lesion with its box in the fullest of the frames that show it."""
-    k = int(filling_T[lesion.frames_K].argmax())
-    return {
-        "segment": lesion.stenosis.segment,
-        "percent": lesion.stenosis.percent,
-        "length_mm": lesion.stenosis.length_mm,
-        "frame": int(lesion.frames_K[k]),
-        **dict(zip(("x0", "y0", "x1", "y1"), lesion.boxes_K4[k].tolist(), strict=True)),
-    }
+def _marks(lesion: Lesion, filling_T: Floats, contrast: Mapping[str, int | None]) -> list[dict[str, Any]]:
+    """A visible lesion with its box, once for each frame that it is marked on."""
+    begin, end = contrast["contrast_begin"], contrast["contrast_end"]
+    full = () if begin is None or end is None else np.round(np.linspace(begin, end, MARKED_FRAMES)).astype(int)
+    marked = np.flatnonzero(np.isin(lesion.frames_K, full))
+    if not len(marked):
+        marked = np.array([filling_T[lesion.frames_K].argmax()])
+    return [
+        {
+            "segment": lesion.stenosis.segment,
+            "percent": lesion.stenosis.percent,
+            "length_mm": lesion.stenosis.length_mm,
+            "frame": int(lesion.frames_K[k]),
+            **dict(zip(("x0", "y0", "x1", "y1"), lesion.boxes_K4[k].tolist(), strict=True)),
+        }
+        for k in marked
+    ]
 
 
 def _length_mm(calcification: Calcification, vessel: Vessel) -> float:

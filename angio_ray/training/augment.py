@@ -21,8 +21,8 @@ from angio_ray.training.recipes import AugmentConfig
 
 __all__ = ["AugmentConfig", "augment", "augment_located", "cut_out"]
 
-_AROUND_A_BOX = 0.75
-"""Share of the squares cut from clips with boxes that are around one."""
+_AROUND = 0.75
+"""Share of the squares that are around a box, of clips with boxes, and of the others around a place where the net was wrong."""
 
 
 def augment(clips_BTHW: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
@@ -78,35 +78,50 @@ def augment_located(
 
 
 def cut_out(
-    clips_BTHW: Tensor, boxes_B: Sequence[NDArray[np.float32] | None], size: int, rng: np.random.Generator
+    clips_BTHW: Tensor,
+    boxes_B: Sequence[NDArray[np.float32] | None],
+    wrong_B: Sequence[NDArray[np.float64]],
+    size: int,
+    rng: np.random.Generator,
 ) -> tuple[Tensor, list[NDArray[np.float32] | None]]:
     """A square of `size` px of each clip, the same of all its frames, and its boxes as shares of the square's sides.
 
-    Three times in four around one of the clip's boxes, where it has any (S, 6: place, class, x0, y0, x1, y1), else anywhere. A
-    box whose middle is not in the square, but a part of it is, becomes one of an unknown class (-1).
+    Three times in four around one of the clip's boxes, where any counts (S, 7, as `named_frames` has them), else around one of
+    the places where the net was wrong, (n, 2), x and y as shares, else anywhere. A box whose middle is not in the square, but a
+    part of it is, becomes one of an unknown class (-1).
     """
     height, width = clips_BTHW.shape[-2:]
     clips, boxes = [], []
-    for clip_THW, marked in zip(clips_BTHW, boxes_B, strict=True):
-        corner = rng.uniform(0, 1, 2) * (width - size, height - size)
-        if marked is not None and len(marked) and rng.random() < _AROUND_A_BOX:
-            x0, y0, x1, y1 = marked[rng.integers(len(marked)), 2:] * (width, height, width, height)
-            middle = np.array([x0 + x1, y0 + y1]) / 2
-            corner = middle - rng.uniform(0.15, 0.85, 2) * size
+    for clip_THW, marked, wrong in zip(clips_BTHW, boxes_B, wrong_B, strict=True):
+        middle = _middle(marked, wrong, rng)
+        if middle is None:
+            corner = rng.uniform(0, 1, 2) * (width - size, height - size)
+        else:
+            corner = middle * (width, height) - rng.uniform(0.1, 0.9, 2) * size
         left, top = np.clip(np.round(corner), 0, (width - size, height - size)).astype(int)
         clips.append(clip_THW[:, top : top + size, left : left + size])
         boxes.append(None if marked is None else _within(marked, (width, height), (left, top), size))
     return torch.stack(clips), boxes
 
 
+def _middle(
+    marked_S7: NDArray[np.float32] | None, wrong_N2: NDArray[np.float64], rng: np.random.Generator
+) -> NDArray[np.floating] | None:
+    """A place to cut around, as shares; None: anywhere."""
+    if marked_S7 is not None and len(counted := marked_S7[marked_S7[:, 2] > 0]) and rng.random() < _AROUND:
+        box = counted[rng.integers(len(counted)), 3:]
+        return (box[:2] + box[2:]) / 2
+    return wrong_N2[rng.integers(len(wrong_N2))] if len(wrong_N2) and rng.random() < _AROUND else None
+
+
 def _within(
-    marked_S6: NDArray[np.float32], sides: tuple[int, int], corner: tuple[int, int], size: int
+    marked_S7: NDArray[np.float32], sides: tuple[int, int], corner: tuple[int, int], size: int
 ) -> NDArray[np.float32]:
-    found = marked_S6.copy()
-    found[:, 2:] = (marked_S6[:, 2:] * np.tile(sides, 2) - np.tile(corner, 2)) / size
-    low, high = found[:, 2:4], found[:, 4:6]
+    found = marked_S7.copy()
+    found[:, 3:] = (marked_S7[:, 3:] * np.tile(sides, 2) - np.tile(corner, 2)) / size
+    low, high = found[:, 3:5], found[:, 5:7]
     middle = (low + high) / 2
-    found[~((middle > 0) & (middle < 1)).all(axis=1), 1] = -1
+    found[~((middle > 0) & (middle < 1)).all(axis=1), 2] = -1
     return found[((high > 0) & (low < 1)).all(axis=1)]
 
 

@@ -16,8 +16,10 @@ from angio_ray.training.recipes import Recipe, RecipeChanges, find_recipe
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+-]{0,99}")
 _SPLIT_TEST = 0.15
 """Share of all clips that a split tests on."""
-_TASK_NAMES = {"stenosis-frames": "contrast", "stenosis-class": "stenosis"}
+_TASK_NAMES = {"stenosis-frames": "contrast", "stenosis-class": "stenosis", "stenosis-detect": "stenosis"}
 """Other names of tasks."""
+_DETECTOR = "stenosis_fpn"
+"""Default net of stenosis-detect."""
 _NETS = {"contrast": "frames_lstm", "stenosis": "stenosis_s"}
 """Default net of tasks that need another than the quality task."""
 _SCHEMES = {"kfold": "k{folds}", "split": "split", "leave_one_patient_out": "lopo", "leave_one_acquisition_out": "loao"}
@@ -29,7 +31,8 @@ class TrainConfig:
 
     task: str
     """What is learnt: quality, artery (LCA or RCA; never mirrored), contrast, which is stenosis-frames too (the frames of full
-    contrast), or stenosis, which is stenosis-class too (the worst narrowing of those frames)."""
+    contrast), or stenosis, which is stenosis-class too (the worst narrowing of those frames), or stenosis-detect (a detector of
+    boxes on the features of such a model, which --start names)."""
     _: KW_ONLY
     labels: str
     """CSV or Parquet file of labels, local or s3:// (columns: see the module `training.labels`), or the name of a set of
@@ -52,7 +55,8 @@ class TrainConfig:
     """Name of the experiment. The same name again goes on where it stopped. Default: task, net and folds."""
     net: str = ""
     """Architecture: r18_2d, r152_2d, r18_3d, r152_3d, x3d_s; for contrast frames_lstm, inception_lstm; for stenosis stenosis_s,
-    inception_v3, or with _3cat after it for three classes. Default: x3d_s, frames_lstm, stenosis_s."""
+    stenosis_fpn (a detector), inception_v3, or with _3cat after it for three classes. Default: x3d_s, frames_lstm, stenosis_s,
+    and stenosis_fpn for stenosis-detect."""
     recipe: str = "short"
     """Named defaults of the training: paper, short, smoke."""
     changes: Annotated[RecipeChanges, Parameter(name="*")] = field(default_factory=RecipeChanges)
@@ -98,8 +102,9 @@ class TrainConfig:
 
     def __post_init__(self) -> None:
         # a frozen object's own completion: what is not given follows from the task
+        net = _DETECTOR if self.task == "stenosis-detect" else _NETS.get(_TASK_NAMES.get(self.task, self.task), "x3d_s")
         object.__setattr__(self, "task", _TASK_NAMES.get(self.task, self.task))
-        object.__setattr__(self, "net", self.net or _NETS.get(self.task, "x3d_s"))
+        object.__setattr__(self, "net", self.net or net)
         for flag in ("experiment", "fold_set", "label_set"):
             value = getattr(self, flag)
             if value is not None and not _NAME.fullmatch(value):
@@ -113,6 +118,8 @@ class TrainConfig:
             raise ConfigError("--at-least goes with --threshold sensitivity or specificity, and only with them")
         if self.at_least is not None and not 0 < self.at_least <= 1:
             raise ConfigError(f"--at-least {self.at_least:g}: a share, above 0 and up to 1")
+        if self.net.startswith(_DETECTOR) and not self.start:
+            raise ConfigError("--start: a detector needs the bundle of a classifier, whose features it looks at")
         if self.weights and self.start:
             raise ConfigError("--weights and --start: only one can be begun from")
         for flag, least in (

@@ -40,7 +40,7 @@ from angio_ray.models.contrast import CLASSES as CONTRAST_CLASSES
 from angio_ray.models.contrast import frame_classes
 from angio_ray.models.interface import UNJUDGED, NetSpec
 from angio_ray.models.pretrained import PretrainedError, load_pretrained
-from angio_ray.models.stenosis import map_boxes
+from angio_ray.models.stenosis import shown_boxes, taken_apart
 from angio_ray.scoring.cluster import check_nodes_see, ray_cluster
 from angio_ray.scoring.config import ConfigError, IndexConfig, RunError
 from angio_ray.scoring.driver import StopEvent, stop_signals
@@ -55,7 +55,7 @@ from angio_ray.training.cache import CacheSummary, ClipCache
 from angio_ray.training.claim import Claim
 from angio_ray.training.config import TrainConfig
 from angio_ray.training.contrast_results import ContrastSummary, Span
-from angio_ray.training.folds import FoldError, FoldPlan, check_disjoint, check_plan, ensure_folds
+from angio_ray.training.folds import FoldError, FoldPlan, Folds, check_disjoint, check_plan, ensure_folds
 from angio_ray.training.labels import (
     FRAME_TARGETS,
     Finding,
@@ -72,7 +72,7 @@ from angio_ray.training.labels import (
     stored_labels,
     task_clips,
 )
-from angio_ray.training.loop import Epoch, FitError, Part, Place, State, fit, predict, predict_maps
+from angio_ray.training.loop import Epoch, FitError, Part, Place, State, fit, predict, predict_places
 from angio_ray.training.named_frames import NamedFrames, frames_without_contrast, marked_frames, named_frames
 from angio_ray.training.progress import Progress
 from angio_ray.training.results import (
@@ -129,7 +129,10 @@ class _Clips:
     named: tuple[NamedFrames, ...] = ()
     """Of tasks that see frames one by one."""
     redundant: tuple[tuple[int, ...], ...] = ()
-    """Of these, what is shown beside the candidate frames of each clip, under its class."""
+    """Of these, what is shown beside the candidate frames of each clip: under its class, or, where boxes teach, as frames without
+    any."""
+    located: bool = False
+    """Of these, whether boxes teach."""
     marked: tuple[tuple[int, ...], ...] = ()
     """Of these, the frames that found boxes are judged on."""
 
@@ -150,14 +153,16 @@ class _Clips:
     def _named_part(self, cache: ClipCache) -> tuple[Part, tuple[Span, ...]]:
         keys = list(zip(self.object_ids, self.etags, strict=True))
         rows: list[tuple[Any, ...]] = [
-            (*key, named.frames, named.target, named.boxes_S6) for key, named in zip(keys, self.named, strict=True)
+            (*key, named.frames, named.target, named.boxes_S7) for key, named in zip(keys, self.named, strict=True)
         ]
+        nothing = np.empty((0, 7), np.float32)
         rows += [
-            (*key, frames, named.target, None)
+            (*key, frames, 0, nothing) if self.located else (*key, frames, named.target, None)
             for key, named, frames in zip(keys, self.named, self.redundant or [()] * len(keys), strict=True)
             if frames
         ]
-        rows = [row for row, kept in zip(rows, self._balanced(rows), strict=True) if kept]
+        if not self.located:
+            rows = [row for row, kept in zip(rows, self._balanced(rows), strict=True) if kept]
         object_ids, etags, frames, targets, boxes = zip(*rows, strict=True)
         target_NT = np.full((len(rows), cache.window.num_frames), UNJUDGED, np.int64)
         for target_T, shown, target in zip(target_NT, frames, targets, strict=True):
@@ -185,12 +190,14 @@ class _Clips:
             return ()
         frames = [self.marked[i] for i in rows]
         clips = cache.open([self.object_ids[i] for i in rows], [self.etags[i] for i in rows], frames)
-        maps_NThw = predict_maps(classifier, clips, len(rows), place)
-        return tuple(
-            FoundBoxes(clip, frame, map_boxes(cells, 1.0))
-            for clip, shown, maps_Thw in zip(rows, frames, maps_NThw, strict=True)
-            for frame, cells in zip(shown, maps_Thw[: len(shown)], strict=True)
-        )
+        said_NTX = predict_places(classifier, clips, len(rows), place)
+        found = []
+        for clip, shown, said_TX in zip(rows, frames, said_NTX, strict=True):
+            for frame, said_X in zip(shown, said_TX[: len(shown)], strict=True):
+                _, cells, boxes = taken_apart(said_X, classifier.num_classes, classifier.num_boxes)
+                of_map = shown_boxes(cells, None)
+                found.append(FoundBoxes(clip, frame, of_map if boxes is None else shown_boxes(cells, boxes), of_map))
+        return tuple(found)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -279,7 +286,7 @@ def _train(config: TrainConfig) -> TrainSummary:
         clips, target_N = clips.filter(pa.array(usable_N)), target_N[usable_N]
         with _another_name("fold-set"):
             folds = ensure_folds(root, config.folds_name, clips, target_N, plan, task=config.task)
-        initial = _initial(config, clips)
+        initial = _initial(config, clips, folds)
         experiment = Experiment(
             name=config.name,
             task=config.task,
@@ -463,7 +470,7 @@ class _Initial:
         return experiment.out, uri
 
 
-def _initial(config: TrainConfig, clips: pa.Table) -> _Initial:
+def _initial(config: TrainConfig, clips: pa.Table, folds: Folds) -> _Initial:
     from safetensors.torch import save
 
     if config.weights:
@@ -476,11 +483,14 @@ def _initial(config: TrainConfig, clips: pa.Table) -> _Initial:
         return _Initial(words=f"pretrained weights {config.weights.name}", data=save(tensors))
     if config.start:
         bundle = load_bundle(config.start)
-        if bundle.net != config.net or len(bundle.weights) != 1:
+        of_part = NETS[config.net].part
+        if bundle.net not in (config.net, of_part) or len(bundle.weights) != 1:
             raise ConfigError(f"--start {config.start}: not one {config.net}, but {len(bundle.weights)} {bundle.net}")
         if (bundle.window, bundle.mean, bundle.std) != (NETS[config.net].window, KINETICS_MEAN, KINETICS_STD):
             raise ConfigError(f"--start {config.start}: its window or normalisation is not the one that is trained with")
-        here = {*clips["patient_id"].to_pylist(), *clips["group_id"].to_pylist()}
+        # a detector leaves its classifier as it is, so who taught that may teach the detector, but not judge it
+        judged = [fold.test for fold in folds] if bundle.net == of_part else [clips]
+        here = {patient for part in judged for name in ("patient_id", "group_id") for patient in part[name].to_pylist()}
         if known := here & set(bundle.training_patients):
             raise ConfigError(
                 f"--start {config.start} has seen {len(known)} of these patients: no figure on them would be out of fold"
@@ -514,7 +524,7 @@ def _binding(experiment: Experiment, config: TrainConfig, initial: _Initial) -> 
     uri = experiment.out.child(experiment.name, "experiment.json")
     with suppress(FileNotFoundError):
         stored = json.loads(experiment.out.read_bytes(uri))
-        before = {"loss": "cross_entropy", "box_weight": 0.0, "redundancy": False}
+        before = {"loss": "cross_entropy", "box_weight": 0.0, "redundancy": False, "passes": 1}
         stored["recipe"] = before | stored.get("recipe", {})  # of experiments before there was another
         stored["recipe"]["stages"] = [{"cut": False} | stage for stage in stored["recipe"].get("stages", ())]
         if differ := [name for name in facts if stored.get(name) != facts[name]]:
@@ -596,6 +606,7 @@ def _jobs(
             contrast=tuple(contrast[clip_id] for clip_id in ids) if contrast else (),
             named=tuple(_named(row, spec, taught=taught and recipe.box_weight > 0) for row in of),
             redundant=tuple(frames_without_contrast(row, count) for row in of) if taught and recipe.redundancy else (),
+            located=recipe.box_weight > 0,
             marked=tuple(marked_frames(row, count) for row in of) if boxes else (),
         )
 
@@ -858,7 +869,9 @@ def _write_outcome(folder: Path, outcome: Outcome) -> None:
         "test": outcome.test_N.tolist(),
         "validation_spans": [asdict(span) for span in outcome.validation_spans],
         "test_spans": [asdict(span) for span in outcome.test_spans],
-        "test_boxes": [[found.clip, found.frame, found.boxes_D5.tolist()] for found in outcome.test_boxes],
+        "test_boxes": [
+            [found.clip, found.frame, found.boxes_D5.tolist(), found.of_map_D5.tolist()] for found in outcome.test_boxes
+        ],
         "epochs": [asdict(epoch) for epoch in outcome.epochs],
         "best_epoch": outcome.best_epoch,
     }
@@ -878,8 +891,8 @@ def _read_outcome(folder: Path) -> Outcome | None:
         validation_spans=_spans(scores.get("validation_spans", ())),
         test_spans=_spans(scores.get("test_spans", ())),
         test_boxes=tuple(
-            FoundBoxes(clip, frame, np.array(boxes, np.float64).reshape(-1, 5))
-            for clip, frame, boxes in scores.get("test_boxes", ())
+            FoundBoxes(clip, frame, *(np.array(boxes, np.float64).reshape(-1, 5) for boxes in both))
+            for clip, frame, *both in scores.get("test_boxes", ())
         ),
         epochs=tuple(Epoch(**epoch) for epoch in scores["epochs"]),
         best_epoch=scores["best_epoch"],

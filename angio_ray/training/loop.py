@@ -32,8 +32,9 @@ from angio_ray.models import NETS
 from angio_ray.models.backends import bf16_units
 from angio_ray.models.classifier import ClipClassifier, cell_probability, pooled
 from angio_ray.models.interface import NOT_LAST, UNJUDGED
+from angio_ray.models.stenosis import SMALLEST
 from angio_ray.training.augment import augment_located, cut_out
-from angio_ray.training.losses import MOTION, box_loss, boxes_of_frames, soft_convolutional_f1
+from angio_ray.training.losses import MOTION, box_loss, boxes_of_frames, detection_loss, soft_convolutional_f1
 from angio_ray.training.quick_nets import fit_for_training, settle_statistics
 from angio_ray.training.recipes import Recipe, Stage
 
@@ -42,6 +43,11 @@ _SETTLED_AT_ONCE = 16
 _WHOLE_CLIPS_AT_ONCE = 2
 """Of nets that look at all frames: 200 take the memory of a dozen quality inputs."""
 _CPU_MICRO_BATCH = 8
+_LOOKED_AT = 0.5
+"""Share of the training clips that are looked through for wrong places before an epoch of squares."""
+_WRONG_PLACES = 4
+"""Of a frame, at most, each so many cells from the others."""
+_APART = 3
 _WRONG_IN_BFLOAT16 = frozenset({"r152_3d"})
 """Nets whose gradient held NaN in bfloat16 on a processor with AMX (PyTorch 2.15: the first strided shortcut's), and none in
 float32."""
@@ -77,7 +83,7 @@ class Part:
     target_N: NDArray[np.int64]
     """1: the positive class. For nets with a class per frame (N, T): the frame's class, or UNJUDGED."""
     boxes: tuple[NDArray[np.float32] | None, ...] = ()
-    """Of each clip what was marked on its frames, (S, 6) as `losses.boxes_of_frames` takes them; None: nothing is known."""
+    """Of each clip what was marked on its frames, (S, 7) as `losses.boxes_of_frames` takes them; None: nothing is known."""
     num_as_scored: int | None = None
     """So many of the first clips are such as are scored; the others are there to teach. None: all."""
 
@@ -146,6 +152,9 @@ class State:
     optimizer: dict[str, Any] = field(default_factory=dict)
     best_model: dict[str, Tensor] = field(default_factory=dict)
     """Weights of that epoch, kept in the last stage."""
+    wrong: dict[int, list[list[float]]] = field(default_factory=dict)
+    """Training clip -> places, x and y as shares of the sides, where its maps showed most outside its boxes when last looked at.
+    Squares are cut there."""
 
     def as_dict(self) -> dict[str, Any]:
         """For torch.save; read it with `weights_only=True`."""
@@ -239,16 +248,15 @@ def predict(
 
 
 @torch.no_grad()
-def predict_maps(
+def predict_places(
     classifier: ClipClassifier, clips: Clips, num_clips: int, place: Place | None = None
 ) -> NDArray[np.float32]:
-    """Of nets with maps: probability of any class but the first in each cell, (N, T, h, w), float32; shared as above."""
+    """Of nets with maps all that they say of each frame, (N, T, K + h * w + D * 5), for `stenosis.taken_apart`."""
     place = place or Place()
     classifier.eval()
     found = []
     for x in _read_ahead(clips, _batches_of(_share(np.arange(num_clips), place), _WHOLE_CLIPS_AT_ONCE)):
-        maps = classifier.maps(x.to(place.device)).float()
-        found.append(cell_probability(maps).cpu().numpy())
+        found.append(classifier(x.to(place.device)).float().cpu().numpy())
     return np.asarray(_gathered(found, place), np.float32)
 
 
@@ -279,7 +287,8 @@ class _Loop:
         torch.manual_seed(seed)
         self.classifier = ClipClassifier(NETS[net])
         if start is not None:
-            self.classifier.net.load_state_dict(dict(start))
+            # of a detector a classifier's weights are a part
+            self.classifier.net.load_state_dict(dict(start), strict=not self.classifier.num_boxes)
         else:
             close_branches(self.classifier.net)
         fit_for_training(self.classifier, self.device)
@@ -365,7 +374,9 @@ class _Loop:
             group["lr"] = rate
         torch.manual_seed(_mixed(self.seed, number, place.rank, 1))  # dropout
         begun, processor = time.monotonic(), time.process_time()
-        batches = self._order(number)
+        if stage.cut and number:
+            self._look_for_wrong_places(number)
+        batches = self._order(number, stage)
         losses, clips = self._steps(stage, number, batches)
         trained_s = time.monotonic() - begun
         loss_sum = float(sum(_gathered([np.array([losses])], place)))
@@ -413,13 +424,17 @@ class _Loop:
             seconds_left=per_value * sum(_values(s) * n for s, n in left),
         )
 
-    def _order(self, number: int) -> list[NDArray[np.intp]]:
+    def _order(self, number: int, stage: Stage) -> list[NDArray[np.intp]]:
         """Rows of each optimizer step of an epoch, of all workers together."""
         rng = np.random.default_rng((self.seed, number))
-        rows = np.arange(len(self.train))
-        if self.recipe.balance == "sampler":
+        rows = np.tile(np.arange(len(self.train)), self.recipe.passes)
+        if stage.cut:  # half of the squares from clips with boxes that count
+            boxed = [i for i, b in enumerate(self.train.boxes) if b is not None and (b[:, 2] > 0).any()]
+            chosen = rng.choice(boxed, len(rows) // 2) if boxed else rows[:0]
+            order = rng.permutation(np.concatenate([chosen, rng.permutation(rows)[: len(rows) - len(chosen)]]))
+        elif self.recipe.balance == "sampler":
             target = self.train.target_N
-            chance = np.where(target == 1, 0.5 / (target == 1).sum(), 0.5 / (target == 0).sum())
+            chance = np.where(target == 1, 0.5 / (target == 1).sum(), 0.5 / (target == 0).sum())[rows] / self.recipe.passes
             order = rng.choice(rows, len(rows), p=chance)
         else:
             order = rng.permutation(rows)
@@ -447,7 +462,8 @@ class _Loop:
                 marked = [self.train.boxes[row] for row in rows] if self.train.boxes else []
                 if stage.cut:
                     rng = np.random.default_rng((self.seed, number, step, i * place.world + place.rank))
-                    x, marked = cut_out(x, marked, stage.size, rng)
+                    wrong = [np.reshape(self.state.wrong.get(int(row), []), (-1, 2)) for row in rows]
+                    x, marked = cut_out(x, marked, wrong, stage.size, rng)
                 x = thinned(x.to(self.device), stage.size, stage.frames, shown)
                 x, homography_B33 = augment_located(x, recipe.augment, generator)
                 target = thinned_targets(self.target_N[rows], stage.frames, shown).flatten()
@@ -455,9 +471,10 @@ class _Loop:
                 with self._local(last=i == len(share) - 1):
                     with self._autocast():
                         out = self.model(x)
-                    maps = out.float() if self.classifier.layout == "BCTHW-maps" else None
+                    detector = bool(self.classifier.num_boxes)
+                    maps = out.float() if self.classifier.layout == "BCTHW-maps" and not detector else None
                     logits = out if maps is None else pooled(maps, self.classifier.pool)
-                    if stage.cut:
+                    if stage.cut or detector:
                         loss = torch.zeros((), device=self.device)
                     elif recipe.loss == "f1":
                         loss = _f1_loss(logits.float(), target.to(self.device)) / len(batch)
@@ -469,6 +486,16 @@ class _Loop:
                         of_frames = self._boxes(marked, homography_B33, shown, motion)
                         of_frames = [None if t == UNJUDGED else b for b, t in zip(of_frames, target.tolist(), strict=True)]
                         loss = loss + recipe.box_weight * box_loss(maps.flatten(0, 1), of_frames) / target_B.numel()
+                    if detector:
+                        of_frames = self._boxes(marked, homography_B33, shown, None)
+                        of_frames = [None if t == UNJUDGED else b for b, t in zip(of_frames, target.tolist(), strict=True)]
+                        smallest = SMALLEST * whole_px * (1 if stage.cut else x.shape[-1] / whole_px)
+                        head: Any = self.classifier.net.head
+                        _, logits, coded, anchors = out
+                        found = detection_loss(
+                            head, logits, coded, anchors, of_frames, size=x.shape[-1], smallest=smallest
+                        )
+                        loss = loss + recipe.box_weight * found / target_B.numel()
                     # DistributedDataParallel takes the mean over the workers; the sum is meant
                     (loss * place.world).backward()
                 total += loss.detach() * len(batch)
@@ -480,6 +507,20 @@ class _Loop:
             for buffer in self.classifier.net.buffers():
                 dist.broadcast(buffer, 0)
         return float(total), sum(map(len, batches))
+
+    @torch.no_grad()
+    def _look_for_wrong_places(self, number: int) -> None:
+        """Half of the training clips, one frame of each: where its map shows most outside the boxes."""
+        rng = np.random.default_rng((self.seed, number, 1))
+        rows = np.flatnonzero((rng.random(len(self.train)) < _LOOKED_AT) & np.array([b is not None for b in self.train.boxes]))
+        self.classifier.eval()
+        for batch, x in zip(parts := _batches_of(rows, _WHOLE_CLIPS_AT_ONCE), _read_ahead(self.train.clips, parts), strict=True):
+            place = int(rng.integers(x.shape[1]))
+            maps = cell_probability(self.classifier.maps(x[:, place : place + 1].to(self.device)).float())[:, 0].cpu().numpy()
+            for row, cells in zip(batch.tolist(), maps, strict=True):
+                marked = self.train.boxes[row]
+                assert marked is not None
+                self.state.wrong[row] = wrong_places(cells, marked[marked[:, 0] == place])
 
     def _shown(self, stage: Stage, number: int, step: int) -> NDArray[np.int64] | None:
         """Places of the frames that a step shows, of nets that see each frame by itself: now these, now others. None: evenly."""
@@ -494,13 +535,19 @@ class _Loop:
         marked_B: Sequence[NDArray[np.float32] | None],
         homography_B33: Tensor,
         shown: NDArray[np.int64] | None,
-        motion: float,
+        motion: float | None,
     ) -> list[Tensor | None]:
-        """Of each frame of the clips that were changed so, one after the other."""
+        """Of each frame of the clips that were changed so, one after the other. `motion` None: nothing of frames on which a box
+        that counts, or may, was not marked."""
         places = range(self.target_N.shape[-1]) if shown is None else shown.tolist()
         found: list[Tensor | None] = []
         for marked, homography_33 in zip(marked_B, homography_B33, strict=True):
-            found += [None] * len(places) if marked is None else boxes_of_frames(marked, places, homography_33, motion=motion)
+            if marked is None:
+                found += [None] * len(places)
+                continue
+            known = boxes_of_frames(marked, places, homography_33, motion=motion or 0.0)
+            guessed = {place for place, elsewhere, of in marked[:, :3].tolist() if elsewhere and of != 0}
+            found += [None if motion is None and place in guessed else b for place, b in zip(places, known, strict=True)]
         return found
 
     def _weight(self, target: Tensor) -> Tensor:
@@ -529,7 +576,7 @@ class _Loop:
         if state.best_model:
             self.classifier.net.load_state_dict(state.best_model)
             best_epoch = state.best_epoch
-        if self.recipe.settle_clips:
+        if self.recipe.settle_clips and not self.recipe.stages[-1].cut:
             as_scored = self.train.num_as_scored or len(self.train)
             rows = np.random.default_rng((self.seed, 0, 0)).permutation(as_scored)[: self.recipe.settle_clips]
             batches = _read_ahead(self.train.clips, _batches_of(rows, _at_once(self.classifier, _SETTLED_AT_ONCE)))
@@ -555,6 +602,20 @@ def close_branches(net: nn.Module) -> int:
     for block in blocks:  # of torchvision and of MONAI alike
         nn.init.zeros_(getattr(block, "bn3", block.bn2).weight)
     return len(blocks)
+
+
+def wrong_places(cells_hw: NDArray[np.floating], marked_S7: NDArray[np.float32]) -> list[list[float]]:
+    """Where a map shows most outside the boxes and their margins: x and y of a few cells, as shares, best first."""
+    height, width = cells_hw.shape
+    left = np.array(cells_hw, np.float64)
+    for x0, y0, x1, y1 in marked_S7[:, 3:] + marked_S7[:, 1:2] * MOTION * np.array([-1, -1, 1, 1]):
+        left[max(0, int(y0 * height) - 1) : int(y1 * height) + 2, max(0, int(x0 * width) - 1) : int(x1 * width) + 2] = -1
+    found: list[list[float]] = []
+    while len(found) < _WRONG_PLACES and left.max() >= 0:
+        y, x = divmod(int(left.argmax()), width)
+        found.append([(x + 0.5) / width, (y + 0.5) / height])
+        left[max(0, y - _APART) : y + _APART + 1, max(0, x - _APART) : x + _APART + 1] = -1
+    return found
 
 
 def _cross_entropy(logits_NK: Tensor, target_N: Tensor, label_smoothing: float) -> Tensor:
@@ -587,10 +648,11 @@ class _Trained(nn.Module):
         super().__init__()
         self.classifier = classifier
 
-    def forward(self, x_BTHW: Tensor) -> Tensor:
+    def forward(self, x_BTHW: Tensor) -> Any:
         classifier = self.classifier
-        out: Tensor = classifier.maps(x_BTHW) if classifier.layout == "BCTHW-maps" else classifier.logits(x_BTHW)
-        return out
+        if classifier.num_boxes:
+            return classifier.raw(x_BTHW)
+        return classifier.maps(x_BTHW) if classifier.layout == "BCTHW-maps" else classifier.logits(x_BTHW)
 
 
 @dataclass(frozen=True, slots=True)

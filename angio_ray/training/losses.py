@@ -17,8 +17,12 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
+from torchvision.models.detection._utils import Matcher
+from torchvision.models.detection.retinanet import RetinaNetHead
+from torchvision.ops import box_iou
 
 from angio_ray.models.classifier import smooth_maximum
+from angio_ray.models.stenosis import grown
 
 
 def soft_convolutional_f1(probability_BT: Tensor, target_BT: Tensor, judged_BT: Tensor, *, tolerance: int = 2) -> Tensor:
@@ -51,6 +55,10 @@ MOTION = 0.04
 _CELLS_PER_BOX = 20.0
 """So many cells without a narrowing weigh as much as one narrowing. A focal loss in place of this weight learnt nothing from
 random weights in 1,000 steps."""
+
+
+_NEAR_UNKNOWN = 0.2
+"""Overlap of an anchor with a box of unknown class from which on nothing is said of it."""
 
 
 def box_loss(maps_NKhw: Tensor, boxes_N: Sequence[Tensor | None]) -> Tensor:
@@ -91,8 +99,46 @@ def box_loss(maps_NKhw: Tensor, boxes_N: Sequence[Tensor | None]) -> Tensor:
     return loss
 
 
+def detection_loss(
+    head: RetinaNetHead,
+    logits_NA1: Tensor,
+    coded_NA4: Tensor,
+    anchors_A4: Tensor,
+    boxes_N: Sequence[Tensor | None],
+    *,
+    size: int,
+    smallest: float,
+) -> Tensor:
+    """RetinaNet's own loss (focal and L1, torchvision's), summed over the frames.
+
+    boxes_N: as for `box_loss`, all of them where they are on that frame, None: no loss. Sides of `size` px; shorter boxes than
+    `smallest` px are taught as that long. An anchor at a box of unknown class is neither right nor wrong.
+    """
+    matcher = Matcher(0.5, 0.4, allow_low_quality_matches=True)
+    known, targets, matched = [], [], []
+    for frame, boxes_S5 in enumerate(boxes_N):
+        if boxes_S5 is None:
+            continue
+        all_S4 = torch.from_numpy(grown(boxes_S5[:, 1:].cpu().numpy(), smallest / size)).float().to(anchors_A4.device) * size
+        counted, unknown = all_S4[boxes_S5[:, 0] > 0], all_S4[boxes_S5[:, 0] < 0]
+        of_A = torch.full((len(anchors_A4),), Matcher.BELOW_LOW_THRESHOLD, device=anchors_A4.device)
+        if len(counted):
+            of_A = matcher(box_iou(counted, anchors_A4))
+        if len(unknown):
+            near = box_iou(unknown, anchors_A4).amax(dim=0) > _NEAR_UNKNOWN
+            of_A = torch.where(near & (of_A < 0), Matcher.BETWEEN_THRESHOLDS, of_A)
+        known.append(frame)
+        targets.append({"boxes": counted, "labels": torch.zeros(len(counted), dtype=torch.long, device=counted.device)})
+        matched.append(of_A)
+    if not known:
+        return 0.0 * logits_NA1.sum()
+    outputs = {"cls_logits": logits_NA1[known].float(), "bbox_regression": coded_NA4[known].float()}
+    losses = head.compute_loss(targets, outputs, [anchors_A4] * len(known), matched)  # means over the frames
+    return torch.stack(list(losses.values())).sum() * len(known)
+
+
 def boxes_of_frames(
-    boxes_S6: NDArray[np.float32],
+    boxes_S7: NDArray[np.float32],
     places: Sequence[int],
     homography_33: Tensor | None = None,
     *,
@@ -100,22 +146,21 @@ def boxes_of_frames(
 ) -> list[Tensor]:
     """The boxes of a clip as its frames at these places may have them: (S, 5) for `box_loss`.
 
-    boxes_S6: place of the frame that it was marked on (negative: another), class, x0, y0, x1, y1 as shares. On other frames it is
-    larger by `motion` on each side. homography_33: where the frames' points come from, in -1..1 (`augment_located`).
+    boxes_S7: `named_frames.NamedFrames`'s. One that was marked on another frame is larger by `motion` on each side.
+    homography_33: where the frames' points come from, in -1..1 (`augment_located`).
     """
-    boxes = torch.from_numpy(np.asarray(boxes_S6, np.float32))
+    boxes = torch.from_numpy(np.asarray(boxes_S7, np.float32))
     to_33 = None if homography_33 is None or not len(boxes) else torch.linalg.inv(homography_33.float().cpu())
     found = []
-    for frame in places:
-        here = boxes[:, 2:].clone()
-        elsewhere = boxes[:, 0] != frame
-        here[elsewhere] += motion * torch.tensor([-1.0, -1.0, 1.0, 1.0])
+    for place in places:
+        of_frame = boxes[boxes[:, 0] == place]
+        here = of_frame[:, 3:] + of_frame[:, 1:2] * motion * torch.tensor([-1.0, -1.0, 1.0, 1.0])
         if to_33 is not None:
             corners = here[:, [0, 1, 2, 1, 0, 3, 2, 3]].view(-1, 4, 2) * 2 - 1
             points = F.pad(corners, (0, 1), value=1.0) @ to_33.T
             points = (points[..., :2] / points[..., 2:] + 1) / 2
             here = torch.cat([points.amin(dim=1), points.amax(dim=1)], dim=1)
-        found.append(torch.cat([boxes[:, 1:2], here], dim=1))
+        found.append(torch.cat([of_frame[:, 2:3], here], dim=1))
     return found
 
 

@@ -3,8 +3,10 @@
     row of LABELLED -> named_frames -> NamedFrames          -> marked_frames, marked_boxes          -> frames_without_contrast
 
 Candidate frames are chosen as in scoring, of those that the label calls full, each with the class of the clip's worst narrowing.
-Boxes are marked on one frame or a few, and the heart moves between them: on another frame a box holds good with a margin
-(`losses`). Knows nothing of pixels, folds or Ray.
+Boxes are marked on one frame or a few, and the heart moves between them: on another frame the box of the nearest holds good with
+a margin (`losses`). Knows nothing of pixels, folds or Ray.
+
+Shapes: S boxes of a clip on the frames shown; of a narrowing one on each of them.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ _OCCLUDED_PERCENT = 99.5
 """From here on a percentage says that the vessel is closed (3-CAT)."""
 
 UNKNOWN = -1
-"""In place of a box's class or of its frame's place."""
+"""In place of a box's class."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +40,10 @@ class NamedFrames:
     """Of the file, from 0."""
     target: int
     """Class of the clip's worst narrowing."""
-    boxes_S6: NDArray[np.float32] | None
-    """A row per box: place of its frame among `frames` (UNKNOWN where it is another), class or UNKNOWN, then x0, y0, x1, y1 as
-    shares of the frame's width and height. None where a narrowing that may count has no box: who looks elsewhere may find it."""
+    boxes_S7: NDArray[np.float32] | None
+    """A row per narrowing and frame: place among `frames`, 1 if it was marked on another frame (else 0), class or UNKNOWN, then
+    x0, y0, x1, y1 as shares of the frame's width and height. None where a narrowing that may count has no box: who looks
+    elsewhere may find it."""
 
 
 def named_frames(row: Mapping[str, Any], count: int, num_classes: int, *, taught: bool = False) -> NamedFrames | None:
@@ -53,7 +56,7 @@ def named_frames(row: Mapping[str, Any], count: int, num_classes: int, *, taught
     if target is None or not frames:
         return None
     free = set(frames)
-    for frame in marked_frames(row, len(frames) // 2) if taught and row["stenoses"] else ():
+    for frame in marked_frames(row, len(frames)) if taught and row["stenoses"] else ():
         if frame not in frames and frames[0] <= frame <= frames[-1] and free:
             nearest = min(free, key=lambda other: abs(other - frame))
             frames[frames.index(nearest)] = frame
@@ -121,17 +124,28 @@ def _candidates(row: Mapping[str, Any], count: int) -> list[int]:
 
 
 def _boxes(row: Mapping[str, Any], frames: Sequence[int], num_classes: int) -> NDArray[np.float32] | None:
-    boxes = []
+    by_segment: dict[str | None, list[Mapping[str, Any]]] = {}
     for stenosis in row["stenoses"]:
-        corners, percent = _corners(stenosis), stenosis.get("percent")
-        if not corners or not row["rows"] or not row["columns"]:
-            if _may_count(stenosis):
-                return None
-            continue
-        shares = np.asarray(corners, float) / np.tile([row["columns"], row["rows"]], 2)
-        place = frames.index(stenosis["frame"]) if stenosis.get("frame") in frames else UNKNOWN
-        boxes.append([place, UNKNOWN if percent is None else percent_class(percent, num_classes), *shares])
-    return np.array(boxes, np.float32).reshape(-1, 6)
+        if _corners(stenosis) and row["rows"] and row["columns"]:
+            by_segment.setdefault(stenosis.get("segment"), []).append(stenosis)
+        elif _may_count(stenosis):
+            return None
+    boxes = []
+    for place, frame in enumerate(frames):
+        for marks in by_segment.values():
+            for mark in _nearest(marks, frame):
+                shares = np.asarray(_corners(mark), float) / np.tile([row["columns"], row["rows"]], 2)
+                percent = mark.get("percent")
+                kind = UNKNOWN if percent is None else percent_class(percent, num_classes)
+                boxes.append([place, mark.get("frame") != frame, kind, *shares])
+    return np.array(boxes, np.float32).reshape(-1, 7)
+
+
+def _nearest(marks: Sequence[Mapping[str, Any]], frame: int) -> list[Mapping[str, Any]]:
+    """Of a segment's boxes those that are on the frame nearest to this one, and those of which no frame is known."""
+    known = {mark["frame"] for mark in marks if mark.get("frame") is not None}
+    nearest = min(known, key=lambda other: (abs(other - frame), other), default=None)
+    return [mark for mark in marks if mark.get("frame") in (nearest, None)]
 
 
 def _may_count(stenosis: Mapping[str, Any]) -> bool:

@@ -81,7 +81,8 @@ class Stage:
     """Every so many of the window's frames that these are left."""
     epochs: int
     cut: bool = False
-    """Squares of this size are cut from the whole frames, around a box or anywhere, and taught by their boxes alone."""
+    """Squares of this size are cut from the whole frames, around boxes, around places where the net was wrong and anywhere, and
+    taught by their boxes alone; half of them of clips with boxes."""
 
     def __post_init__(self) -> None:
         if min(self.size, self.frames, self.epochs) < 1:
@@ -98,6 +99,8 @@ class Recipe:
     stages: tuple[Stage, ...]
     batch_size: int = 16
     """Clips per optimizer step, of all workers together."""
+    passes: int = 1
+    """Times that an epoch goes through the clips: where they are cut, each time another square is seen."""
     micro_batch: int | None = None
     """Clips per forward pass of a worker; the rest of its share is accumulated. None: 8 on processors, all on GPUs."""
     learning_rate: float = 1e-3
@@ -115,7 +118,7 @@ class Recipe:
     """Of the boxes in the loss, for nets with maps: 0 teaches by the classes of frames alone, as the stenosis paper does."""
     redundancy: bool = False
     """The stenosis paper's: frames without contrast beside the candidate frames of every training clip, under the clip's class,
-    so that no background speaks for one."""
+    so that no background speaks for one. With a box weight, as frames on which nothing narrows: nothing is seen there."""
     balance: Balance = "weights"
     """Against unequal classes: weights in the loss, or each class drawn as often (with repeats), or nothing."""
     label_smoothing: float = 0.0
@@ -132,7 +135,8 @@ class Recipe:
     keep: Keep = "best"
     """Which epoch's weights: the last stage's best by validation AUC (then by validation loss), or the last."""
     settle_clips: int = 96
-    """Training clips, whole and not augmented, over which batch normalisation is settled after the last epoch; 0: not."""
+    """Training clips, whole and not augmented, over which batch normalisation is settled after the last epoch; 0: not, and not
+    where the last stage cuts squares: these are what the net has learnt on."""
     max_minutes: float | None = None
     """Of one fold: no epoch is begun that would end later, judged by the ones before. None: no limit."""
 
@@ -143,6 +147,8 @@ class Recipe:
             raise ValueError("stages that cut squares from the frames need a box weight: the boxes teach them")
         if self.batch_size < 2:
             raise ValueError("batch size: at least 2 (batch normalisation)")
+        if self.passes < 1:
+            raise ValueError("passes: at least 1")
         if self.micro_batch is not None and self.micro_batch < 2:
             raise ValueError("micro batch: at least 2 (batch normalisation)")
         for name in ("learning_rate", "gamma", "step_epochs"):
@@ -231,6 +237,8 @@ class RecipeChanges:
     """Clips per optimizer step, of all workers together."""
     micro_batch: int | None = None
     """Clips per forward pass of a worker; the rest of its share is accumulated."""
+    passes: int | None = None
+    """Times that an epoch goes through the clips."""
     learning_rate: float | None = None
     """Of Adam."""
     weight_decay: float | None = None
@@ -342,10 +350,29 @@ def _frames_paper(size: int) -> Recipe:
     )
 
 
+def _detector_paper(size: int) -> Recipe:
+    """Stated: 500 epochs at 1e-4, on the classifier's features; the rest is ours. Since these do not learn, any epoch's classes
+    are as good as another's: the last one's boxes are taken."""
+    return replace(
+        _frames_paper(size), stages=_stages((size, 8, 500)), step_epochs=500, box_weight=1.0, settle_clips=0, keep="last"
+    )
+
+
 def _frames(*stages: tuple[int, int, int], **changes: Any) -> Recipe:
     """Single frames: some of each clip in an epoch, others in the next."""
     options: dict[str, Any] = {"batch_size": 8, "micro_batch": 4, "dropout": None, "step_epochs": 4, "settle_clips": 24}
     return _short(*stages, **(options | changes))
+
+
+def _squares(size_frames_epochs: tuple[int, int, int]) -> Recipe:
+    """Squares cut from the frames: most of a frame holds nothing to learn from."""
+    size, frames, epochs = size_frames_epochs
+    options: dict[str, Any] = {"batch_size": 32, "micro_batch": 32, "passes": 16, "learning_rate": 2e-3, "weight_decay": 1e-5}
+    return replace(
+        _frames(size_frames_epochs, box_weight=1.0, step_epochs=5, gamma=0.35, **options),
+        stages=(Stage(size=size, frames=frames, epochs=epochs, cut=True),),
+        augment=AugmentConfig().scaled(0.6),
+    )
 
 
 def _short_resnet(*stages: tuple[int, int, int], **changes: Any) -> Recipe:
@@ -374,6 +401,7 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         "inception_lstm": _stenosis_paper(299, 200, 4e-5),
     }
     | {f"stenosis_s{suffix}": _frames_paper(512) for suffix in _CATEGORIES}
+    | {f"stenosis_fpn{suffix}": _detector_paper(512) for suffix in _CATEGORIES}
     | {f"inception_v3{suffix}": _frames_paper(299) for suffix in _CATEGORIES},
     "short": {
         "r18_2d": _short_resnet((96, 4, 16), learning_rate=5e-4),
@@ -387,7 +415,11 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         ),
         "inception_lstm": _whole_clips((96, 200, 4), batch_size=4, learning_rate=3e-4),
     }
-    | {f"stenosis_s{suffix}": _frames((512, 2, 12), learning_rate=2e-3, box_weight=1.0) for suffix in _CATEGORIES}
+    | {f"stenosis_s{suffix}": _squares((112, 2, 16)) for suffix in _CATEGORIES}
+    | {
+        f"stenosis_fpn{suffix}": replace(_squares((192, 2, 6)), passes=4, learning_rate=1e-3, step_epochs=2, keep="last")
+        for suffix in _CATEGORIES
+    }
     | {f"inception_v3{suffix}": _frames((299, 2, 8), learning_rate=3e-4) for suffix in _CATEGORIES},
     "smoke": {
         net: _short((32, 4, 1), batch_size=4, settle_clips=8)
@@ -398,6 +430,7 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         "inception_lstm": _whole_clips((96, 8, 1), batch_size=2, settle_clips=2),
     }
     | {f"stenosis_s{suffix}": _frames((128, 2, 1), settle_clips=4, box_weight=1.0) for suffix in _CATEGORIES}
+    | {f"stenosis_fpn{suffix}": _frames((128, 2, 1), settle_clips=0, box_weight=1.0, keep="last") for suffix in _CATEGORIES}
     | {f"inception_v3{suffix}": _frames((96, 2, 1), settle_clips=4) for suffix in _CATEGORIES},
 }
 """Recipe name -> net -> recipe."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import re
 from collections.abc import Sequence
@@ -14,10 +15,12 @@ import torch
 import torch.multiprocessing as mp
 from sklearn.metrics import roc_auc_score
 from torch import nn
+from torchvision.ops import box_iou
 
 from angio_ray.models import NETS, interface
 from angio_ray.models.classifier import ClipClassifier
 from angio_ray.models.interface import NOT_LAST, UNJUDGED
+from angio_ray.models.stenosis import NUM_BOXES, grown, shown_boxes, taken_apart
 from angio_ray.training import loop
 from angio_ray.training.loop import (
     Epoch,
@@ -29,10 +32,11 @@ from angio_ray.training.loop import (
     close_branches,
     fit,
     predict,
-    predict_maps,
+    predict_places,
     quickest_precision,
     thinned,
     thinned_targets,
+    wrong_places,
 )
 from angio_ray.training.recipes import (
     NO_AUGMENTATION,
@@ -185,7 +189,7 @@ def test_fewer_frames_take_their_own_targets_along() -> None:
 
 
 def spots(count: int, seed: int = 0) -> Part:
-    """Three frames of noise; in every second clip a dark spot on each of them, with a box on the first."""
+    """Three frames of noise; in every second clip a dark spot on each of them, marked on the first."""
     rng = np.random.default_rng(seed)
     target_NT = np.zeros((count, 3), np.int64)
     target_NT[::2] = 1
@@ -195,7 +199,8 @@ def spots(count: int, seed: int = 0) -> Part:
         x, y = rng.integers(8, 72, 2)
         if target:
             clip_THW[:, y : y + 12, x : x + 12] = 20
-        boxes.append(np.array([[0, 1, *(np.array([x, y, x + 12, y + 12]) / 96)]] * int(target), np.float32).reshape(-1, 6))
+        shares = np.array([x, y, x + 12, y + 12]) / 96
+        boxes.append(np.array([[place, place > 0, 1, *shares] for place in range(3 * target)], np.float32).reshape(-1, 7))
     return Part(InMemory(clips), target_NT, tuple(boxes))
 
 
@@ -210,14 +215,79 @@ def test_boxes_teach_a_net_with_maps_where_to_look(stages: str) -> None:
     p_NTK = predict(fitted.classifier, held_out.clips, len(held_out), ONE)
     assert p_NTK.shape == (12, 3, 2)
     assert roc_auc_score(held_out.target_N.ravel(), p_NTK[..., 1].ravel()) > 0.95
-    maps = predict_maps(fitted.classifier, held_out.clips, len(held_out), ONE)
+    _, maps, boxes = taken_apart(predict_places(fitted.classifier, held_out.clips, len(held_out), ONE), 2)
     assert maps.shape == (12, 3, 12, 12)
+    assert boxes is None
     for map_Thw, marked in zip(maps[::2], held_out.boxes[::2], strict=True):
         row, column = np.unravel_index(map_Thw[0].argmax(), (12, 12))
         assert marked is not None
-        x0, y0, x1, y1 = marked[0, 2:] * 12
+        x0, y0, x1, y1 = marked[0, 3:] * 12
         assert x0 - 1 <= column < x1 + 1
         assert y0 - 1 <= row < y1 + 1
+
+
+def test_a_detector_learns_boxes_on_a_classifiers_features_and_leaves_its_classes() -> None:
+    train, held_out = spots(32), spots(12, seed=1)
+    classes = replace(
+        find_recipe("smoke", "stenosis_s"), stages=parse_stages("96x3x8"), settle_clips=16, learning_rate=1e-2,
+        augment=AugmentConfig().scaled(0.3),
+    )  # fmt: skip
+    fitted = fit("stenosis_s", train, held_out, classes, seed=1, place=ONE)
+    boxes = replace(
+        find_recipe("smoke", "stenosis_fpn"), stages=parse_stages("96x3x12"), learning_rate=1e-2,
+        augment=AugmentConfig().scaled(0.0),
+    )  # fmt: skip
+    exact = replace(train, boxes=tuple(b * np.array([1, 0, 1, 1, 1, 1, 1], np.float32) for b in train.boxes if b is not None))
+    detector = fit("stenosis_fpn", exact, held_out, boxes, seed=1, place=ONE, start=fitted.state_dict)
+    for name, tensor in fitted.state_dict.items():
+        torch.testing.assert_close(detector.state_dict[name], tensor, msg=name)
+    said = predict_places(detector.classifier, held_out.clips, len(held_out), ONE)
+    p_NTK, maps, found = taken_apart(said, 2, NUM_BOXES)
+    np.testing.assert_allclose(p_NTK, predict(fitted.classifier, held_out.clips, len(held_out), ONE), atol=1e-3)
+    assert found is not None
+    hits = 0
+    for map_Thw, boxes_TD5, marked in zip(maps[::2], found[::2], held_out.boxes[::2], strict=True):
+        assert marked is not None
+        best = torch.from_numpy(shown_boxes(map_Thw[0], boxes_TD5[0])[:1, :4])
+        hits += float(box_iou(best, torch.from_numpy(grown(marked[:1, 3:]))).max()) > 0.5
+    assert hits >= 5, "of six"
+
+
+def test_a_detector_is_not_taught_on_frames_that_were_not_marked() -> None:
+    part_ = spots(4)
+    recipe = find_recipe("smoke", "stenosis_fpn")
+    made = loop._Loop("stenosis_fpn", part_, part_, recipe, 1, ONE, None)
+    known = made._boxes(part_.boxes[:2], torch.eye(3).expand(2, 3, 3), None, None)
+    assert [boxes is None for boxes in known] == [False, True, True, False, False, False], "nothing is marked on a clear clip"
+
+
+def test_places_where_the_net_was_wrong_lie_apart_and_outside_the_boxes() -> None:
+    cells = np.zeros((16, 16), np.float32)
+    cells[4, 4], cells[4, 5], cells[12, 12], cells[8, 1] = 0.9, 0.8, 0.7, 0.6
+    marked = np.array([[0, 0, 1, *(np.array([12, 12, 13, 13]) / 16)]], np.float32)
+    found = wrong_places(cells, marked)
+    assert found[:2] == [[4.5 / 16, 4.5 / 16], [1.5 / 16, 8.5 / 16]], "not beside the best, not in the box"
+    assert len(found) == 4
+
+
+def test_squares_are_cut_where_the_maps_of_the_epoch_before_were_wrong() -> None:
+    part_ = spots(16)
+    recipe = replace(find_recipe("smoke", "stenosis_s"), stages=parse_stages("cut64x2x2"), settle_clips=0)
+    states: list[State] = []
+    fit("stenosis_s", part_, part_, recipe, place=ONE, after_epoch=lambda _, state: states.append(copy.deepcopy(state)))
+    assert states[0].wrong == {}, "nothing is known yet"
+    assert 0 < len(states[1].wrong) < 16, "half of them are looked at"
+    assert all(0 <= value <= 1 for places in states[1].wrong.values() for place in places for value in place)
+
+
+def test_half_of_the_squares_are_of_clips_with_boxes() -> None:
+    part_ = spots(16)
+    few = replace(part_, boxes=tuple(b if i < 4 else None for i, b in enumerate(part_.boxes)))
+    recipe = replace(find_recipe("smoke", "stenosis_s"), stages=parse_stages("cut64x2x1"), passes=10)
+    made = loop._Loop("stenosis_s", few, few, recipe, 1, ONE, None)
+    order = np.concatenate(made._order(0, recipe.stages[0]))
+    assert len(order) == 160
+    assert 80 <= np.isin(order, [0, 2]).sum() <= 100, "two of sixteen clips have boxes that are known"
 
 
 def test_now_these_frames_are_shown_now_others() -> None:

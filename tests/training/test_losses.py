@@ -2,9 +2,11 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+from torchvision.ops import box_iou
 
+from angio_ray.models import NETS
 from angio_ray.training.augment import AugmentConfig, augment_located
-from angio_ray.training.losses import MOTION, box_loss, boxes_of_frames, soft_convolutional_f1
+from angio_ray.training.losses import MOTION, box_loss, boxes_of_frames, detection_loss, soft_convolutional_f1
 
 TRUE = torch.tensor([[0, 0, 0, 1, 1, 1, 0, 0, 0, 0]])
 ALL = torch.ones(1, 10)
@@ -87,9 +89,30 @@ def test_with_three_classes_the_box_must_be_of_its_own() -> None:
     assert box_loss(both, [BOX]) > 5
 
 
+def test_a_detector_is_taught_boxes_of_the_papers_least_size() -> None:
+    torch.manual_seed(0)
+    net = NETS["stenosis_fpn"].build().train()
+    anchors = net.anchors_of(64, 64)
+    small = torch.tensor([[1.0, 28 / 64, 28 / 64, 36 / 64, 36 / 64]])  # 8 px: taught as 36
+    fits = box_iou(torch.tensor([[14.0, 14, 50, 50]]), anchors)[0]
+    logits, coded = torch.where(fits > 0.5, 6.0, -6.0)[None, :, None], torch.zeros(1, len(anchors), 4)
+    assert fits.max() > 0.5
+
+    def loss(boxes: torch.Tensor | None, said: torch.Tensor = logits) -> float:
+        return float(detection_loss(net.head, said, coded, anchors, [boxes], size=64, smallest=36))
+
+    silent = torch.full_like(logits, -6.0)
+    assert loss(small) < 0.5 * loss(small, silent)
+    assert loss(small[:0], silent) < 0.1 < loss(small[:0])
+    unknown = small * torch.tensor([-1.0, 1, 1, 1, 1])
+    assert loss(unknown) < 0.1, "neither right nor wrong"
+    assert loss(None) == 0
+
+
 def test_a_box_is_wider_on_frames_that_it_was_not_marked_on() -> None:
-    marked = np.array([[1, 1, 0.25, 0.25, 0.5, 0.5]], np.float32)
-    here, there = boxes_of_frames(marked, [1, 2])
+    marked = np.array([[1, 0, 1, 0.25, 0.25, 0.5, 0.5], [2, 1, 1, 0.25, 0.25, 0.5, 0.5]], np.float32)
+    here, there, none = boxes_of_frames(marked, [1, 2, 3])
+    assert len(none) == 0
     assert here[0].tolist() == [1, 0.25, 0.25, 0.5, 0.5]
     torch.testing.assert_close(there[0], torch.tensor([1, 0.25 - MOTION, 0.25 - MOTION, 0.5 + MOTION, 0.5 + MOTION]))
 
@@ -101,7 +124,7 @@ def test_a_box_goes_with_the_picture_that_is_changed() -> None:
     config = AugmentConfig(flip=0.5, rotation_deg=10, zoom=0.1, shift=0.05, perspective=0.05, blur_share=0, gamma=0, contrast=0,
                            brightness=0, noise_share=0, halo_share=0)  # fmt: skip
     changed, homography_B33 = augment_located(clips, config, generator)
-    marked = np.array([[0, 1, 10 / 64, 16 / 64, 20 / 64, 28 / 64]], np.float32)
+    marked = np.array([[0, 0, 1, 10 / 64, 16 / 64, 20 / 64, 28 / 64]], np.float32)
     for x, homography_33 in zip(changed[:, 0], homography_B33, strict=True):
         (box,) = boxes_of_frames(marked, [0], homography_33)[0].tolist()
         bright = (x > 128).nonzero()

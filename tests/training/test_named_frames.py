@@ -37,7 +37,7 @@ def named(row: dict[str, Any], **options: Any) -> NamedFrames:
 def test_frames_are_the_candidates_that_scoring_would_take() -> None:
     found = named(clip())
     assert found.frames == (21, 24, 27, 30, 33, 36, 39, 42), "a fifth of a second apart, as all that scoring chooses from"
-    assert (found.target, found.boxes_S6.shape) == (0, (0, 6))
+    assert (found.target, found.boxes_S7.shape) == (0, (0, 7))
     assert named(clip(contrast_end=28)).frames == (21, 24, 27), "fewer where there are fewer"
     assert named(clip(contrast_begin=22, contrast_end=22)).frames == (21,), "the nearest where there is none"
     assert named(clip(frame_time_ms=1000 / 30, num_frames=120)).frames == (24, 30, 36, 42), "a file at 30 per second"
@@ -55,14 +55,25 @@ def test_a_clip_whose_frames_or_class_are_not_known_has_none(lacking: dict[str, 
     assert named_frames(clip(**lacking), 8, 2) is None
 
 
-def test_boxes_are_shares_of_the_frame_with_the_place_of_theirs() -> None:
-    found = named(clip(stenoses=[box(frame=24), box(frame=25, percent=10.0), box(frame=24, percent=None)]))
-    assert found.boxes_S6.tolist() == [
-        [1, 1, 0.25, 0.25, 0.5, 0.5],
-        [UNKNOWN, 0, 0.25, 0.25, 0.5, 0.5],  # its frame is none of those shown
-        [1, UNKNOWN, 0.25, 0.25, 0.5, 0.5],
-    ]
-    assert found.target == 1, "no unknown one can be worse"
+def test_boxes_are_shares_of_the_frame_on_theirs_and_of_the_nearest_mark_elsewhere() -> None:
+    moved = box(frame=31, x0=512.0, x1=768.0)
+    others = [box(frame=25, segment="D1", percent=10.0), box(frame=None, segment="PLV")]
+    row = clip(contrast_end=33, stenoses=[box(frame=24), moved, *others])
+    found = named(row)
+    assert found.frames == (21, 24, 27, 30, 33)
+    shares = {0.25: [0.25, 0.25, 0.5, 0.5], 0.5: [0.5, 0.25, 0.75, 0.5]}
+    left = [0.25, 0.25, 0.25, 0.5, 0.5]  # of the first narrowing: where the nearest mark has it
+    expected = []
+    for place, (x0, own) in enumerate(zip(left, [False, True, False, False, False], strict=True)):
+        expected += [[place, not own, 1, *shares[x0]], [place, 1, 0, *shares[0.25]], [place, 1, 1, *shares[0.25]]]
+    assert found.boxes_S7.tolist() == expected
+    assert found.target == 1
+
+
+def test_of_one_unknown_degree_the_class_of_its_box_is_unknown() -> None:
+    found = named(clip(stenoses=[box(frame=24), box(frame=24, segment="D1", percent=None)]))
+    assert set(found.boxes_S7[:, 2].tolist()) == {1, UNKNOWN}
+    assert found.target == 1, "it cannot be worse"
     assert named_frames(clip(stenoses=[box(), box(percent=None)]), 8, 3) is None, "but an occlusion would be"
 
 
@@ -70,7 +81,7 @@ def test_frames_with_boxes_stand_in_place_of_their_neighbours_in_training_alone(
     row = clip(stenoses=[box(frame=25, segment="LAD"), box(frame=26, segment="LAD"), box(frame=50, segment="LAD")])
     assert named(row, taught=True).frames == (21, 25, 26, 30, 33, 36, 39, 42), "not those outside full contrast"
     assert named(row).frames == (21, 24, 27, 30, 33, 36, 39, 42)
-    assert named(row, taught=True).boxes_S6[:, 0].tolist() == [1, 2, UNKNOWN]
+    assert named(row, taught=True).boxes_S7[:3, :2].tolist() == [[0, 1], [1, 0], [2, 0]]
 
 
 def test_boxes_are_judged_on_frames_that_have_them_all() -> None:
@@ -87,7 +98,7 @@ def test_boxes_are_judged_on_frames_that_have_them_all() -> None:
 @pytest.mark.parametrize("lacking", [{"rows": None}, {"stenoses": [box(), {"percent": 80.0, "frame": 23}]}])
 def test_without_a_size_or_a_box_the_class_alone_is_known(lacking: dict[str, Any]) -> None:
     found = named(clip(stenoses=[box()]) | lacking)
-    assert (found.target, found.boxes_S6) == (1, None), "elsewhere in the frame it may well be found"
+    assert (found.target, found.boxes_S7) == (1, None), "elsewhere in the frame it may well be found"
 
 
 @pytest.mark.parametrize(

@@ -85,10 +85,12 @@ def test_boxes_are_judged_in_px_of_512_at_both_overlaps() -> None:
     clip = {"rows": 100, "columns": 100, "stenoses": [mark | {"percent": 70.0}]}
     clear = clip | {"stenoses": []}
     half = np.array([[0.1, 0.1, 0.3, 0.18, 0.9], [0.6, 0.6, 0.7, 0.7, 0.2]])
-    found = box_figures([clip, clear], [FoundBoxes(0, 7, half), FoundBoxes(1, 3, np.empty((0, 5)))])
+    whole, none = np.array([[0.1, 0.1, 0.3, 0.3, 0.9]]), np.empty((0, 5))
+    found = box_figures([clip, clear], [FoundBoxes(0, 7, half, whole), FoundBoxes(1, 3, none, none)])
     assert found["box_global_sensitivity_iou20"] == 1.0, "two fifths of it"
     assert found["box_global_sensitivity_iou50"] == 0.0
     assert found["box_frame_specificity_iou50"] == 1.0
+    assert found["map_box_global_sensitivity_iou50"] == 1.0, "what the map shows is judged beside it"
     assert found["box_centre_distance_mean_iou20"] == pytest.approx(0.06 * 512)
     assert box_figures([clip], []) == {}
 
