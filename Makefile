@@ -6,7 +6,7 @@ DEMO ?= demo
 # Two test processes, a file in one of them: much of the time a test waits for Ray to start or for a deadline.
 PYTEST := $(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-.PHONY: demo test slow lint all lock clean
+.PHONY: demo test slow nightly lint all lock clean
 
 demo: $(VENV)/.installed
 	@$(BIN)/angio-ray demo --out $(DEMO)
@@ -15,7 +15,10 @@ test: $(VENV)/.installed-test lint
 	$(PYTEST) -m "not slow"
 
 slow: $(VENV)/.installed-test
-	$(PYTEST) -m slow
+	$(PYTEST) -m "slow and not nightly"
+
+nightly: $(VENV)/.installed-test
+	$(PYTEST) -m nightly
 
 all: $(VENV)/.installed-test lint
 	$(PYTEST)

@@ -201,6 +201,7 @@ sys.exit(doctor(None))
 """
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_a_cluster_that_answers_is_told_with_what_it_has() -> None:
     done = subprocess.run([sys.executable, "-c", _WITH_CLUSTER], capture_output=True, text=True, timeout=200, check=False)

@@ -88,6 +88,7 @@ def test_parity_with_float32_torch(x3d: Bundle, choice: BackendChoice) -> None:
     np.testing.assert_allclose(make_runner(x3d.ensemble(), x3d.window, choice)(clips[:1]), got[:1], atol=1e-2)
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 @pytest.mark.parametrize("choice", [c for c in CPU_CHOICES if c.backend == "openvino" or c.precision == "bfloat16"], ids=str)
 def test_2d_nets_run_on_every_backend(tmp_path: Path, choice: BackendChoice) -> None:
@@ -100,6 +101,7 @@ def test_2d_nets_run_on_every_backend(tmp_path: Path, choice: BackendChoice) -> 
     assert 0 < measured.ms_per_clip < math.inf
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_the_3d_resnet_runs_in_openvino_at_the_papers_150_px(tmp_path: Path) -> None:
     choice = BackendChoice(backend="openvino")

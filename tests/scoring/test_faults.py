@@ -241,6 +241,7 @@ def test_a_decoding_worker_and_a_scoring_actor_are_killed(source, bundles, table
     assert_complete(tables, undisturbed)
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_a_second_driver_is_refused(source, bundles, tables, undisturbed, tmp_path):
     with running(tmp_path, source, tables, bundles, decode_timeout_s=PATIENT_S) as first:
@@ -255,6 +256,7 @@ def test_a_second_driver_is_refused(source, bundles, tables, undisturbed, tmp_pa
     assert_complete(tables, undisturbed)
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_a_driver_that_was_asleep_while_another_finished_writes_nothing(source, bundles, tables, undisturbed, tmp_path):
     with running(tmp_path, source, tables, bundles, decode_timeout_s=PATIENT_S) as asleep:
@@ -335,6 +337,7 @@ def cluster(folder: Path, *, cpus: int, gpus: int) -> Iterator[tuple[str, int]]:
                 process.kill()
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_logical_gpus_whole_and_shared_on_a_cluster_that_outlives_its_drivers(
     source, bundles, tables, undisturbed, tmp_path

@@ -30,6 +30,7 @@ def test_index_holds_what_the_headers_say_and_is_a_no_op_the_second_time(clips, 
     assert (again.written, again.known) == (0, len(files))
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_clips_can_lie_under_another_root(clips, bundles, tmp_path):
     source = next(clips[0].glob("patient_*"))

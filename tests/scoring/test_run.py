@@ -148,6 +148,7 @@ def test_the_gate_stops_synthetic_clips_and_not_those_of_patients_unless_told(cl
     assert on.exit_code == 0
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_a_vanished_object_is_a_read_error_and_is_scored_when_it_is_back(finished, clips, tmp_path):
     config, tables, _ = finished
@@ -208,6 +209,7 @@ def test_openvino_runs_all_tasks_and_goes_on_as_it_began(clips, bundles, tmp_pat
     assert comparable(rows_of(tmp_path / "tables")) == comparable(whole)
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_weights_of_another_net_are_refused_with_one_line(clips, tmp_path):
     shipped = load_bundle(SHIPPED / "quality", weights=False)

@@ -147,6 +147,7 @@ def test_no_key_and_no_bucket_are_said_before_anything_starts(place, bundles, bu
     assert not place.root.exists("scores")
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_a_store_with_moods(place, expected, bundles, s3_proxy: S3Proxy, key_file, tmp_path):
     """Bursts of 503, slow answers, commits whose reply is lost: nothing is missing, nothing is there twice.
@@ -181,6 +182,7 @@ def test_a_store_with_moods(place, expected, bundles, s3_proxy: S3Proxy, key_fil
     assert not false_rows(place.rows(), expected)
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_credentials_revoked_in_mid_run(place, expected, bundles, s3_proxy: S3Proxy, key_file, tmp_path):
     options = {"env": s3_proxy.env, "key_file": key_file}

@@ -378,6 +378,7 @@ def test_killed_at_a_commit_and_run_again(root: TableRoot, spawn: Spawn, where: 
     assert stored(root) == undisturbed()
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 def test_killed_at_any_time_again_and_again(root: TableRoot, spawn: Spawn) -> None:
     delays = [0.02 * number for number in range(12)]

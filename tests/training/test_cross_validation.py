@@ -309,6 +309,7 @@ def test_an_experiment_leaves_folds_rows_figures_and_bundles(folder: Path, whole
     assert "begun with another recipe" in finished(folder, "whole", 2, epochs=EPOCHS + 1)
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_frames_of_full_contrast_are_learnt_by_two_workers_and_judged(
@@ -434,6 +435,7 @@ def test_a_killed_worker_and_a_killed_driver_change_no_row(folder: Path, whole: 
         assert facts["folds"] == divided[0]["digest"][0].as_py()
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_all_places_can_be_a_bucket_and_two_workers_share_a_fold(
@@ -459,6 +461,7 @@ def test_all_places_can_be_a_bucket_and_two_workers_share_a_fold(
     )
 
 
+@pytest.mark.nightly
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_an_object_that_cannot_be_read_now_postpones_the_training(
