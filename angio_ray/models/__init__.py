@@ -1,6 +1,6 @@
 """The models: which nets there are (NETS) and which tasks the pipeline can score (TASKS). Knows no Ray, files or tables.
 
-To add a task (stenosis, calcium, ...):
+To add a task:
 
 1. Write `angio_ray/models/<task>.py`: its nets as a dict of `NetSpec`, and a scorer class with `task`, `windows`,
    `__init__(bundle, backend, *, num_threads, converted=None)` and
@@ -8,17 +8,17 @@ To add a task (stenosis, calcium, ...):
    (`interface.Scorer`; `quality.QualityScorer` is one). `backends.make_runner` compiles a module for the chosen backend.
 2. Add one entry to TASKS below, after quality if the quality gate is to come first, and merge its nets into NETS.
 
-Bundles, the choice of the backend and the pipeline read these two dicts; `schemas/scores.json` declares the columns (those of
-stenosis and calcium already) and `tables/views.sql` shows them. What can be trained is named in `training.labels.TARGETS`, what
-`evaluate --task` judges in the command line. `tests/models/test_registry.py` checks the new entry as it does the others.
+Bundles, the choice of the backend and the pipeline read these two dicts; `schemas/scores.json` declares the columns and
+`tables/views.sql` shows them. What can be trained is named in `training.labels.TARGETS`, what `evaluate --task` judges in the
+command line. `tests/models/test_registry.py` checks the new entry as it does the others.
 """
 
 from __future__ import annotations
 
-from angio_ray.models import artery, contrast, quality, stenosis
+from angio_ray.models import artery, calcium, contrast, quality, stenosis
 from angio_ray.models.interface import NetSpec, PaperFigures, Scorer, TaskSpec
 
-NETS: dict[str, NetSpec] = {**quality.NETS, **contrast.NETS, **stenosis.NETS}
+NETS: dict[str, NetSpec] = {**quality.NETS, **contrast.NETS, **stenosis.NETS, **calcium.NETS}
 """Architectures by the name that bundles use."""
 
 TASKS: dict[str, TaskSpec] = {
@@ -55,6 +55,18 @@ TASKS: dict[str, TaskSpec] = {
         finer=stenosis.THREE_CLASSES,
         layouts=("BCTHW-maps",),
         named_frames=True,
+    ),
+    "calcium": TaskSpec(
+        name="calcium",
+        scorer=calcium.CalciumScorer,
+        windows=calcium.decoded_windows,
+        needs=("contrast",),
+        reads=calcium.READS,
+        columns=calcium.COLUMNS,
+        classes=calcium.CLASSES,
+        layouts=("B2HW-regions",),
+        paired_frames=True,
+        side_objects=(calcium.MASK,),
     ),
 }
 """Tasks in the order in which a clip goes through them."""

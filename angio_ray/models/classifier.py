@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from angio_ray.models.interface import NetSpec, Pool
+from angio_ray.models.regions import NUM_PATCHES, patches
 
 Triple = tuple[float, float, float]
 
@@ -41,6 +42,7 @@ class ClipClassifier(nn.Module):
     ) -> None:
         super().__init__()
         self.layout, self.pool, self.num_classes, self.num_boxes = spec.layout, spec.pool, spec.classes, spec.num_boxes
+        self.window_size = spec.window.size
         self.net = spec.build() if net is None else net
         # Explicit device: these stay real when the net is built on the meta device.
         scale = torch.tensor([1.0 / (255.0 * s) for s in std], device="cpu")
@@ -56,6 +58,8 @@ class ClipClassifier(nn.Module):
         """
         if self.layout == "BCTHW-maps":
             return pooled(self.maps(x_BTHW), self.pool)
+        if self.layout == "B2HW-regions":  # a clip is what its worst patch is
+            return F.pad(self.verdicts(x_BTHW).amax(dim=1, keepdim=True), (1, 0))
         x_BCTHW = self._normalised(x_BTHW)
         if self.layout != "BTCHW-mean":
             logits: Tensor = self.net(x_BCTHW)
@@ -64,6 +68,14 @@ class ClipClassifier(nn.Module):
         frames = x_BCTHW.transpose(1, 2).flatten(0, 1)  # (B*T, C, H, W)
         log_p_BTK = torch.log_softmax(self.net(frames).float(), dim=-1).unflatten(0, (-1, num_frames))
         return torch.logsumexp(log_p_BTK, dim=1) - math.log(num_frames)
+
+    def verdicts(self, x_B2HW: Tensor) -> Tensor:
+        """Of nets of regions: logits of the five patches, (B, 5)."""
+        logits: Tensor = self.net.classify(self._patches(x_B2HW))  # type: ignore[operator]
+        return logits.unflatten(0, (-1, NUM_PATCHES))
+
+    def _patches(self, x_B2HW: Tensor) -> Tensor:
+        return patches(x_B2HW.float(), x_B2HW.shape[-1] // 2)
 
     def maps(self, x_BTHW: Tensor) -> Tensor:
         """Of nets with maps: log-odds of each class against the first in each cell, (B, T, K - 1, h, w)."""
@@ -75,7 +87,14 @@ class ClipClassifier(nn.Module):
 
         Of nets with maps (B, T, K + h * w): after the classes, the cells row by row, each the probability of any class but the
         first; of detectors (B, T, K + h * w + D * 5): then the boxes, each x0, y0, x1, y1 as shares and its probability.
+        Of nets of regions (B, K + 5 + 5 * P * P): after the classes those of the patches, then their pixels'.
         """
+        if self.layout == "B2HW-regions":
+            verdict_N, roi_N1PP = self.net.regions(self._patches(x_BTHW))  # type: ignore[operator]
+            p_B5 = torch.sigmoid(verdict_N.float()).unflatten(0, (-1, NUM_PATCHES))
+            p_B1 = p_B5.amax(dim=1, keepdim=True)
+            pixels = torch.sigmoid(roi_N1PP.float()).flatten(1).unflatten(0, (-1, NUM_PATCHES)).flatten(1)
+            return torch.cat([1 - p_B1, p_B1, p_B5, pixels], dim=1)
         if self.layout != "BCTHW-maps":
             return torch.softmax(self.logits(x_BTHW).float(), dim=-1)
         if self.num_boxes:

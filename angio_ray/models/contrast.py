@@ -40,6 +40,8 @@ CANDIDATE_STEP = 3
 """Of the frames at 15 per second one in so many may be chosen: five a second are a handful in every beat of the heart, and what
 classifies them is handed those alone, at full size."""
 
+CONTRAST_FPS = 15.0
+"""Frames a second of these windows."""
 # From the first frame on: clips of 60 to 200 frames (spec section 2); the last frame stands where there are fewer.
 WHOLE_112 = ClipWindow(name="t200_112px", size=112, start=0, length=200, stride=1)
 WHOLE_299 = ClipWindow(name="t200_299px", size=299, start=0, length=200, stride=1)

@@ -19,10 +19,11 @@ if TYPE_CHECKING:
     from angio_ray.models.backends import BackendChoice, Converted
     from angio_ray.models.bundles import Bundle
 
-Layout = Literal["BCTHW", "BTCHW-mean", "BCTHW-frames", "BCTHW-maps"]
+Layout = Literal["BCTHW", "BTCHW-mean", "BCTHW-frames", "BCTHW-maps", "B2HW-regions"]
 """How a net takes a clip: all frames as one volume, or frame by frame with its class probabilities averaged, or all frames
 with probabilities for each of them, (B, T, K), or all frames with maps, (B, T, K - 1, h, w): the log-odds of each class against
-the first in each cell, which are pooled to those of the frame."""
+the first in each cell, which are pooled to those of the frame, or a pair of frames in five patches, each with a verdict and the
+probability of each pixel to be in the region."""
 
 Pool = Literal["mean", "logsumexp"]
 """How the cells of a map become one: the mean, as after a global average pooling, or a smooth maximum."""
@@ -70,6 +71,20 @@ class NetSpec:
     def per_frame(self) -> bool:
         """Whether each frame gets a class, not the clip."""
         return self.layout in ("BCTHW-frames", "BCTHW-maps")
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SideObject:
+    """A file beside the tables, one of a clip at most."""
+
+    column: str
+    """Of the scorer's answer: its bytes; never a column of a table."""
+    suffix: str
+    """Of its name."""
+    list_column: str
+    """Column of `scores` that holds a list of structs, ..."""
+    uri_field: str
+    """... and the field of its first one that says where the file lies."""
 
 
 class Scorer(Protocol):
@@ -130,6 +145,10 @@ class TaskSpec:
     """Of the nets that are for it."""
     per_frame: bool = False
     """Whether what it says is of each frame, and judged so; then `classes` are those of a frame."""
+    paired_frames: bool = False
+    """Whether its nets see a frame without contrast and one with it, of the same phase of the heart."""
+    side_objects: tuple[SideObject, ...] = ()
+    """What the scorer returns beside its columns, for the driver to store."""
     named_frames: bool = False
     """Whether its nets see frames that are named one by one, by labels in training and by an earlier task in scoring; the clip's
     class is that of its worst frame."""

@@ -37,6 +37,26 @@ _IS_REGION = 1
 """The detectors' class; 0 is the background."""
 
 
+class RegionOnly(nn.Module):
+    """One of these nets in the place of a `double_head.ResUNet`: a patch is what its likeliest pixel is."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = net
+
+    def classify(self, pair_B2HW: Tensor) -> Tensor:
+        """Logits (B,) of calcification in the patch."""
+        return self.regions(pair_B2HW)[0]
+
+    def regions(self, pair_B2HW: Tensor) -> tuple[Tensor, Tensor]:
+        """Logits (B,) of the patch, and (B, 1, H, W) of each pixel to be in its region."""
+        logits_B1HW: Tensor = self.net(pair_B2HW)
+        return logits_B1HW.flatten(1).amax(dim=1), logits_B1HW
+
+    def freeze_classifier(self) -> None:
+        """There is none."""
+
+
 class Segmenter(nn.Module):
     """A net that gives a map, behind the normalisation that all share."""
 

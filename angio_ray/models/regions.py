@@ -10,14 +10,17 @@ Shapes: B frames, C channels, H x W pixels of a frame, P px a patch's side, K = 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import cv2
 import numpy as np
-import torch
 from numpy.typing import NDArray
 from scipy.ndimage import gaussian_filter
-from torch import Tensor
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
+NUM_PATCHES = 5
 PATCH = 256
 """px; the paper's."""
 MIN_AREA = 1000
@@ -39,12 +42,16 @@ def corners(height: int, width: int, size: int = PATCH) -> tuple[tuple[int, int]
 
 def patches(frames_BCHW: Tensor, size: int = PATCH) -> Tensor:
     """The five patches of each frame, (B * 5, C, P, P), frame by frame. Raises ValueError as `corners`."""
+    import torch  # here, so that a scoring actor without torch can put regions together
+
     height, width = frames_BCHW.shape[-2:]
     places = corners(height, width, size)
     return torch.stack([frames_BCHW[..., y : y + size, x : x + size] for y, x in places], dim=1).flatten(0, 1)
 
 
-def stitched(probability_NPP: Tensor, positive_N: Tensor | None = None, *, height: int = 512, width: int = 512) -> Tensor:
+def stitched(
+    probability_NPP: NDArray[np.floating], positive_N: NDArray[np.bool_] | None = None, *, height: int = 512, width: int = 512
+) -> NDArray[np.float32]:
     """Patches' probabilities as those of frames, (B, H, W), float32.
 
     Where patches overlap, their mean. A patch that the classifier calls negative has no say: in its overlap with a positive one
@@ -68,19 +75,19 @@ def stitched(probability_NPP: Tensor, positive_N: Tensor | None = None, *, heigh
     """
     size = probability_NPP.shape[-1]
     places = corners(height, width, size)
-    if len(probability_NPP) % len(places) or (positive_N is not None and positive_N.shape != probability_NPP.shape[:1]):
+    counts_N = np.ones(len(probability_NPP), bool) if positive_N is None else np.asarray(positive_N, bool)
+    if len(probability_NPP) % len(places) or counts_N.shape != probability_NPP.shape[:1]:
         raise ValueError(f"{len(probability_NPP)} patches are no five a frame with one verdict each")
-    counts_N = torch.ones(len(probability_NPP)) if positive_N is None else positive_N.float()
-    p_BKPP = probability_NPP.float().unflatten(0, (-1, len(places)))
-    counts_BK11 = counts_N.to(p_BKPP.device).view(-1, len(places), 1, 1)
-    total = p_BKPP.new_zeros(len(p_BKPP), height, width)
-    number = torch.zeros_like(total)
+    p_BKPP = np.asarray(probability_NPP, np.float32).reshape(-1, len(places), size, size)
+    counts_BK11 = counts_N.reshape(-1, len(places), 1, 1)
+    total = np.zeros((len(p_BKPP), height, width), np.float32)
+    number = np.zeros_like(total)
     for k, (y, x) in enumerate(places):
         here = (slice(None), slice(y, y + size), slice(x, x + size))
         # selected, not multiplied: a NaN of a negative patch must not get through
-        total[here] += torch.where(counts_BK11[:, k] > 0, p_BKPP[:, k], 0.0)
+        total[here] += np.where(counts_BK11[:, k], p_BKPP[:, k], 0)
         number[here] += counts_BK11[:, k]
-    return total / number.clamp(min=1)
+    return np.asarray(total / np.maximum(number, 1), np.float32)
 
 
 def refined(

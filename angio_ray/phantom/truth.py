@@ -19,6 +19,7 @@ from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
@@ -40,6 +41,8 @@ FORESHORTENED = 0.4
 """Projected over true length: below it, the view looks along the narrowing."""
 MARKED_FRAMES = 8
 """Frames of full contrast, evenly spread, on which narrowings have boxes in the labels; side files have those of all frames."""
+MASKED_FRAMES = 3
+"""Frames without contrast, evenly spread, whose calcification is outlined in the labels; side files have all of them."""
 VISIBLE_IODINE = 0.05
 """Attenuation of a filled vessel per mm below which its narrowings cannot be judged."""
 THINNEST_IODINE = 0.01
@@ -54,6 +57,7 @@ _BOX = pa.struct(
         *((name, pa.float32()) for name in ("x0", "y0", "x1", "y1")),
     ]
 )
+_MASK = pa.struct([("frame", pa.int32()), ("png", pa.binary())])
 _CALCIUM = pa.struct([("segment", pa.string()), ("kind", pa.string()), ("length_mm", pa.float32())])
 LABELS = pa.schema(
     [
@@ -77,6 +81,7 @@ LABELS = pa.schema(
         pa.field("artery_percent", pa.float32()),
         pa.field("calcified", pa.bool_()),
         pa.field("calcifications", pa.list_(_CALCIUM)),
+        pa.field("calcification_masks", pa.list_(_MASK)),
         pa.field("devices", pa.list_(pa.string())),
         pa.field("protocol", pa.string(), nullable=False),
         pa.field("site", pa.string(), nullable=False),
@@ -92,7 +97,8 @@ stenoses: those visible in the clip, each with its boxes in up to MARKED_FRAMES 
 somebody who marks several), or in the fullest in which it is seen where it is seen in none of these. artery_percent: the worst
 narrowing of the artery, seen in this view or not (0: none). artery, dominance and artery_percent are null where a coronary
 is not what is filmed (quality_group not_coronary, and grafts). twin_of: SOPInstanceUID of the clip that this one is the
-counterfactual of. The frames of contrast are null where the vessels never fill visibly.
+counterfactual of. calcification_masks: of satisfactory clips MASKED_FRAMES frames before any contrast, as somebody outlines
+them who knows where to look; black where there is none. The frames of contrast are null where the vessels never fill visibly.
 """
 
 
@@ -202,6 +208,7 @@ def row(
             {"segment": c.segment, "kind": c.kind, "length_mm": _length_mm(c, _segment(tree, c.segment))}
             for c in (tree.calcifications if tree else ())
         ],
+        "calcification_masks": _masks(scene, rendered, contrast["first_contrast"]) if satisfactory and coronary else None,
         "devices": sorted({device.name for device in scene.devices}),
         "protocol": protocol,
         "site": site,
@@ -399,6 +406,19 @@ def _marks(lesion: Lesion, filling_T: Floats, contrast: Mapping[str, int | None]
         }
         for k in marked
     ]
+
+
+def _masks(scene: Scene, rendered: Rendered, first_contrast: int | None) -> list[dict[str, Any]]:
+    """Calcification in frames before contrast comes, as PNG: none where it is there from the first frame on."""
+    last = first_contrast - 1 if first_contrast is not None else -1
+    frames = sorted({round(last * (k + 0.5) / MASKED_FRAMES) for k in range(MASKED_FRAMES)}) if last >= 0 else []
+    field_HW = shutter_mask(scene.detector, scene.view.size)
+    calcium = rendered.calcium_mask_THW
+    found = []
+    for frame in frames:
+        mask_HW = np.zeros_like(field_HW) if calcium is None else calcium[frame] & field_HW
+        found.append({"frame": frame, "png": cv2.imencode(".png", 255 * mask_HW.astype(np.uint8))[1].tobytes()})
+    return found
 
 
 def _length_mm(calcification: Calcification, vessel: Vessel) -> float:

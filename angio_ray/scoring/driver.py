@@ -23,7 +23,7 @@ from angio_ray.pseudonyms import PatientIdentity, PseudonymKey
 from angio_ray.scoring.config import RunError, ScoreConfig
 from angio_ray.scoring.pipeline import Plan, scored_blocks
 from angio_ray.scoring.progress import Progress
-from angio_ray.scoring.rows import KEYS, RunFacts, result_rows
+from angio_ray.scoring.rows import KEYS, RunFacts, result_rows, side_objects
 from angio_ray.storage import Storage, StorageUnavailable
 from angio_ray.tables.run_log import RunLog
 
@@ -75,6 +75,9 @@ class Driver:
         self.stop = stop
         self.written = 0
         self.buffer: list[tuple[pa.Table, pa.Table]] = []
+        self.beside = Storage(config.tables)
+        self.files: dict[str, bytes] = {}
+        """To be written before the buffered rows, which name them."""
         self.buffered = 0
         self.committed_at = time.monotonic()
         self.failures_in_a_row = 0
@@ -170,6 +173,8 @@ class Driver:
             rows = table.take(pa.array(fresh))
             self._check_source(rows)
             self.changed += pc.sum(rows["changed"]).as_py() or 0
+            rows, files = side_objects(rows, self.beside, self.facts.run_id)
+            self.files.update(files)
             scores, clips = result_rows(rows, facts=self.facts, key=self.key, patients=self.patients, attempts=attempt)
             self.buffer.append((scores, clips))
             self.buffered += len(rows)
@@ -210,8 +215,12 @@ class Driver:
             self._commit()
 
     def _commit(self) -> None:
-        """Append the buffered rows: `clips` first, so that no score lacks the way back to its object."""
+        """Append the buffered rows: `clips` first, so that no score lacks the way back to its object, and before these what they
+        name."""
         if self.buffer:
+            for uri, data in self.files.items():
+                self.beside.write_bytes(uri, data)
+            self.files = {}
             scores = pa.concat_tables([scores for scores, _ in self.buffer])
             self.run_log.append_clips(pa.concat_tables([clips for _, clips in self.buffer]))
             self.written += self.run_log.replace(scores) if self.replacing else self.run_log.commit(scores)

@@ -18,8 +18,10 @@ import pyarrow as pa
 from angio_ray import __version__
 from angio_ray.clip import ClipHeader, ClipRejected, Reason
 from angio_ray.models import TASKS
+from angio_ray.models.interface import SideObject
 from angio_ray.pseudonyms import PatientIdentity, PseudonymKey
 from angio_ray.sampling import ClipWindow
+from angio_ray.storage import Storage
 from angio_ray.tables.schema import arrow_schema
 from angio_ray.views import nearest_view
 
@@ -69,8 +71,34 @@ def scored_schema(tasks: Sequence[str]) -> pa.Schema:
             pa.field("model_domain", pa.string()),
             pa.field("model_ms", pa.float64()),
             *(scores.field(name) for name in task_columns(tasks)),
+            *(pa.field(side.column, pa.binary()) for side in _sides(tasks)),
         ]
     )
+
+
+def _sides(tasks: Sequence[str]) -> list[SideObject]:
+    return [side for task in tasks for side in TASKS[task].side_objects]
+
+
+def side_objects(table: pa.Table, place: Storage, run_id: str) -> tuple[pa.Table, dict[str, bytes]]:
+    """Files to write before the rows of a block (of `scored_schema`) are committed, by URI, and the rows that name them.
+
+    A file's name follows from run and object, so a row that is computed again has the same.
+    """
+    files: dict[str, bytes] = {}
+    for side in [side for side in _sides(list(TASKS)) if side.column in table.column_names]:
+        lists = table[side.list_column].to_pylist()
+        for object_id, items, data in zip(
+            table["object_id"].to_pylist(), lists, table[side.column].to_pylist(), strict=True
+        ):
+            if data is not None:
+                uri = place.child("masks", run_id, object_id + side.suffix)
+                items[0][side.uri_field] = uri
+                files[uri] = data
+        where = table.column_names.index(side.list_column)
+        field = table.schema.field(where)
+        table = table.set_column(where, field, pa.array(lists, field.type)).drop_columns([side.column])
+    return table, files
 
 
 def header_struct(header: ClipHeader | None) -> dict[str, Any] | None:

@@ -27,6 +27,7 @@ _PRIMITIVES: dict[str, pa.DataType] = {
     "double": pa.float64(),
     "float": pa.float32(),
     "boolean": pa.bool_(),
+    "binary": pa.binary(),
     "timestamp": pa.timestamp("us", tz="UTC"),
 }
 

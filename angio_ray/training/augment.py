@@ -19,7 +19,7 @@ from torchvision.transforms import v2
 
 from angio_ray.training.recipes import AugmentConfig
 
-__all__ = ["AugmentConfig", "augment", "augment_located", "cut_out"]
+__all__ = ["AugmentConfig", "augment", "augment_located", "changed_masks", "cut_out"]
 
 _AROUND = 0.75
 """Share of the squares that are around a box, of clips with boxes, and of the others around a place where the net was wrong."""
@@ -75,6 +75,12 @@ def augment_located(
     if bool(cut_B.any()):
         x = x * _borders(cut_B, generator, height, width).to(x.device)
     return x.clamp(0, 1) * 255, homography_B33
+
+
+def changed_masks(masks_BHW: Tensor, homography_B33: Tensor) -> Tensor:
+    """Masks (0 or 1) that go with clips which `augment_located` changed so: (B, H, W), booleans."""
+    none = torch.zeros(len(masks_BHW))
+    return _warped(masks_BHW[:, None].float(), homography_B33.to(masks_BHW.device), none.to(masks_BHW.device))[:, 0] >= 0.5
 
 
 def cut_out(

@@ -93,6 +93,7 @@ class ClipCache:
         facts = {**asdict(window), "assume_fps": assume_fps, "version": SCORING_VERSION, "format": _FORMAT}
         del facts["name"]
         digest = hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:12]
+        self.place = place
         self.window = window
         self.assume_fps = assume_fps
         self.limits = limits or Limits()
@@ -233,12 +234,12 @@ class ClipCache:
         self.folder.write_bytes(self.folder.child(f"shard-{name}.arrow"), sink.getvalue().to_pybytes())
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _cache, (self.folder, self.window, self.assume_fps, self.limits)
+        return _cache, (self.place, self.folder, self.window, self.assume_fps, self.limits)
 
 
-def _cache(folder: Storage, window: ClipWindow, assume_fps: float | None, limits: Limits) -> ClipCache:
+def _cache(place: Storage, folder: Storage, window: ClipWindow, assume_fps: float | None, limits: Limits) -> ClipCache:
     cache = ClipCache.__new__(ClipCache)
-    cache.folder, cache.window, cache.assume_fps, cache.limits = folder, window, assume_fps, limits
+    cache.place, cache.folder, cache.window, cache.assume_fps, cache.limits = place, folder, window, assume_fps, limits
     return cache
 
 

@@ -20,7 +20,7 @@ _TASK_NAMES = {"stenosis-frames": "contrast", "stenosis-class": "stenosis", "ste
 """Other names of tasks."""
 _DETECTOR = "stenosis_fpn"
 """Default net of stenosis-detect."""
-_NETS = {"contrast": "frames_lstm", "stenosis": "stenosis_s"}
+_NETS = {"contrast": "frames_lstm", "stenosis": "stenosis_s", "calcium": "resunet_s"}
 """Default net of tasks that need another than the quality task."""
 _SCHEMES = {"kfold": "k{folds}", "split": "split", "leave_one_patient_out": "lopo", "leave_one_acquisition_out": "loao"}
 
@@ -32,7 +32,7 @@ class TrainConfig:
     task: str
     """What is learnt: quality, artery (LCA or RCA; never mirrored), contrast, which is stenosis-frames too (the frames of full
     contrast), or stenosis, which is stenosis-class too (the worst narrowing of those frames), or stenosis-detect (a detector of
-    boxes on the features of such a model, which --start names)."""
+    boxes on the features of such a model, which --start names), or calcium (whether the arteries are calcified, and where)."""
     _: KW_ONLY
     labels: str
     """CSV or Parquet file of labels, local or s3:// (columns: see the module `training.labels`), or the name of a set of
@@ -163,6 +163,8 @@ class TrainConfig:
         if (recipe.redundancy or recipe.box_weight) and not (self.task in TASKS and TASKS[self.task].named_frames):
             raise ConfigError("--redundancy and --box-weight: for stenosis-class")
         window = NETS[self.net].window
+        if any(stage.regions for stage in recipe.stages) != (NETS[self.net].layout == "B2HW-regions"):
+            raise ConfigError(f"stages {','.join(map(str, recipe.stages))}: roi stages are for calcium, which needs one")
         for stage in recipe.stages:
             if stage.size > window.size or stage.frames > window.num_frames:
                 raise ConfigError(f"stage {stage}: {self.net} sees {window.num_frames} frames of {window.size} px at most")

@@ -33,11 +33,13 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from torch import Tensor
 
 from angio_ray.evaluation.pooled import FoldsSummary
+from angio_ray.evaluation.thresholds import Rule, choose_threshold
 from angio_ray.models import NETS, TASKS
 from angio_ray.models.bundles import BundleError, Origin, load_bundle
+from angio_ray.models.calcium import patient_pixel_mm
 from angio_ray.models.classifier import KINETICS_MEAN, KINETICS_STD, ClipClassifier
 from angio_ray.models.contrast import CLASSES as CONTRAST_CLASSES
-from angio_ray.models.contrast import frame_classes
+from angio_ray.models.contrast import WHOLE_112, frame_classes
 from angio_ray.models.interface import UNJUDGED, NetSpec
 from angio_ray.models.pretrained import PretrainedError, load_pretrained
 from angio_ray.models.stenosis import shown_boxes, taken_apart
@@ -74,7 +76,9 @@ from angio_ray.training.labels import (
 )
 from angio_ray.training.loop import Epoch, FitError, Part, Place, State, fit, predict, predict_places
 from angio_ray.training.named_frames import NamedFrames, frames_without_contrast, marked_frames, named_frames
+from angio_ray.training.paired_frames import PairedFrames, mask_of, paired_frames
 from angio_ray.training.progress import Progress
+from angio_ray.training.region_results import ClipRegions, clip_regions
 from angio_ray.training.results import (
     Experiment,
     Outcome,
@@ -91,6 +95,8 @@ log = logging.getLogger(__name__)
 _MOST_AT_ONCE = 8
 """Folds: each Ray Train run keeps a few processes of its own on the driver's node."""
 _TICK_S = 1.0
+_CLIPS_A_TASK = 16
+"""Whose heart phases are found in one Ray task."""
 _ABOUT = (
     b"Checkpoints, bundles and decoded inputs of `angio-ray train`. Clips and weights are of the label file's data.\n"
 )
@@ -131,6 +137,10 @@ class _Clips:
     redundant: tuple[tuple[int, ...], ...] = ()
     """Of these, what is shown beside the candidate frames of each clip: under its class, or, where boxes teach, as frames without
     any."""
+    pairs: tuple[tuple[PairedFrames, ...], ...] = ()
+    """Of tasks that see pairs of frames."""
+    pixel_mm: tuple[tuple[float, float] | None, ...] = ()
+    """Of these, the size of a pixel of the net's window in the plane of the patient."""
     located: bool = False
     """Of these, whether boxes teach."""
     marked: tuple[tuple[int, ...], ...] = ()
@@ -140,6 +150,8 @@ class _Clips:
         """Inputs and targets; of tasks with a class per frame what is known of each clip's frames, too."""
         if self.named:
             return self._named_part(cache)
+        if self.pairs:
+            return self._paired_part(cache), ()
         clips = cache.open(self.object_ids, self.etags)
         if not self.contrast:
             return Part(clips, self.target_N), ()
@@ -170,6 +182,26 @@ class _Clips:
         spans = tuple(Span(len(shown), None) for shown in frames)
         part = Part(cache.open(object_ids, etags, frames), target_NT, boxes, num_as_scored=len(self.named))
         return part, spans
+
+    def _paired_part(self, cache: ClipCache) -> Part:
+        rows = [(i, pair) for i, pairs in enumerate(self.pairs) for pair in pairs]
+        clips = cache.open(
+            [self.object_ids[i] for i, _ in rows], [self.etags[i] for i, _ in rows], [pair.frames for _, pair in rows]
+        )
+        return Part(clips, self.target_N[[i for i, _ in rows]], outlines=tuple(pair.png for _, pair in rows))
+
+    def found_regions(
+        self, part: Part, classifier: ClipClassifier, threshold: float, dilations: int, place: Place
+    ) -> tuple[ClipRegions, ...]:
+        """What a net of regions makes of each clip's pair, against its outline."""
+        if classifier.layout != "B2HW-regions":
+            return ()
+        size = classifier.window_size
+        said_NX = predict_places(classifier, part.clips, len(part), place)
+        return tuple(
+            clip_regions(said_X, mask_of(png, size), threshold, dilations, mm)
+            for said_X, png, mm in zip(said_NX, part.outlines, self.pixel_mm, strict=True)
+        )
 
     def _balanced(self, rows: Sequence[tuple[Any, ...]]) -> list[bool]:
         """Which rows are kept, so that each class has the same share of frames without contrast as another."""
@@ -217,6 +249,9 @@ class _Job:
     gpu: bool
     threads: int
     checkpoint_s: float
+    rule: Rule
+    """Of the threshold."""
+    at_least: float | None
 
 
 def train(config: TrainConfig) -> TrainSummary:
@@ -264,7 +299,7 @@ def _train(config: TrainConfig) -> TrainSummary:
                 1,
             )
         join = join_labels(root, key, labels, source=config.clips)
-        used = _with_frames(_only(join, config), config)
+        used = _with_outlines(_with_frames(_only(join, config), config), config)
         _tell(used, out, config)
         clips, target_N = task_clips(used.clips, config.task)
         # all that can be wrong with the arguments comes before the long work
@@ -280,8 +315,18 @@ def _train(config: TrainConfig) -> TrainSummary:
             with _another_name("label-set"):
                 check_labels(root, label_set, join)
         _stop(stop)
-        inputs = _named_inputs(clips, config) if TASKS[config.task].named_frames else clips
-        filled = cache.fill(inputs, source, workers=max(1, int(sum(node.get("CPU", 0.0) for node in nodes))))
+        inputs, pairs = _named_inputs(clips, config) if TASKS[config.task].named_frames else clips, {}
+        workers = max(1, int(sum(node.get("CPU", 0.0) for node in nodes)))
+        if TASKS[config.task].paired_frames:
+            whole = ClipCache(cache.place, WHOLE_112, assume_fps=config.assume_fps)
+            usable_N = _usable(clips, whole.fill(clips, source, workers=workers))
+            clips, target_N = clips.filter(pa.array(usable_N)), target_N[usable_N]
+            pairs = _found_pairs(clips, whole)
+            there = np.array([clip_id in pairs for clip_id in clips["clip_id"].to_pylist()], np.bool_)
+            clips, target_N = clips.filter(pa.array(there)), target_N[there]
+            check_plan(clips, target_N, plan)
+            inputs = _paired_inputs(clips, pairs)
+        filled = cache.fill(inputs, source, workers=workers)
         usable_N = _usable(clips, filled)
         clips, target_N = clips.filter(pa.array(usable_N)), target_N[usable_N]
         with _another_name("fold-set"):
@@ -313,7 +358,7 @@ def _train(config: TrainConfig) -> TrainSummary:
         missing = [n for n in range(folds.num_folds) if not fold_is_written(experiment, root, n)]
         if missing:
             rooms = size_rooms(nodes, config, len(missing))
-            jobs = _jobs(experiment, config, missing, cache, rooms, initial.stored(experiment))
+            jobs = _jobs(experiment, config, missing, cache, rooms, initial.stored(experiment), pairs)
             _run_folds(experiment, config, root, jobs, rooms, stop, claim)
         figures = write_summary(experiment, root, trained=bool(missing))
     return TrainSummary(
@@ -360,6 +405,57 @@ def _with_frames(join: LabelJoin, config: TrainConfig) -> LabelJoin:
     return replace(join, clips=clips, findings=(*join.findings, *findings))
 
 
+def _with_outlines(join: LabelJoin, config: TrainConfig) -> LabelJoin:
+    """Of tasks that see pairs of frames: without the clips on which nothing is outlined, or whose contrast is not known."""
+    if not TASKS[config.task].paired_frames:
+        return join
+    needed = ("calcification_masks", "first_contrast", "contrast_begin", "contrast_end", "calcified")
+    usable, findings = [], []
+    for row in join.clips.to_pylist():
+        if row["quality"] == "unsatisfactory":
+            continue
+        if config.assume_fps and not row["frame_time_ms"]:
+            row["frame_time_ms"] = 1000 / config.assume_fps
+        if all(row[name] not in (None, []) for name in needed):
+            usable.append(row)
+        else:
+            findings.append(Finding(Kind.NO_FRAMES, None, row["clip_id"]))
+    if not usable:
+        raise LabelError("no clip has outlined frames without contrast, and known frames of full contrast")
+    log.info("  %s clips with outlined frames, %s without", f"{len(usable):,}", f"{len(findings):,}")
+    return replace(join, clips=pa.Table.from_pylist(usable, join.clips.schema), findings=(*join.findings, *findings))
+
+
+def _found_pairs(clips: pa.Table, whole: ClipCache) -> dict[str, list[PairedFrames]]:
+    """clip_id -> its pairs of frames of one heart phase; why clips have none is said."""
+    rows = clips.to_pylist()
+    parts = [rows[begin : begin + _CLIPS_A_TASK] for begin in range(0, len(rows), _CLIPS_A_TASK)]
+    pairs, lacking = {}, Counter[str]()
+    for part, found in zip(parts, ray.get([_pairs_of.remote(part, whole) for part in parts]), strict=True):
+        for row, (of_clip, why) in zip(part, found, strict=True):
+            if of_clip:
+                pairs[row["clip_id"]] = of_clip
+            else:
+                lacking[why or "no_outlined_frame"] += 1
+    told = ", ".join(f"{number:,} {why}" for why, number in lacking.most_common())
+    log.info("pairs of frames of one heart phase: %s clips%s", f"{len(pairs):,}", f"; without: {told}" if told else "")
+    return pairs
+
+
+@ray.remote(num_cpus=1)
+def _pairs_of(rows: list[dict[str, Any]], whole: ClipCache) -> list[tuple[list[PairedFrames], str | None]]:
+    clips = whole.open([row["object_id"] for row in rows], [row["etag"] for row in rows])
+    return [
+        paired_frames(row, clips.read(np.array([i]))[0], np.asarray(clips.frames[i])) for i, row in enumerate(rows)
+    ]
+
+
+def _paired_inputs(clips: pa.Table, pairs: Mapping[str, Sequence[PairedFrames]]) -> pa.Table:
+    """The clips once for each of their pairs."""
+    rows = [{**row, "frames": pair.frames} for row in clips.to_pylist() for pair in pairs[row["clip_id"]]]
+    return pa.Table.from_pylist(rows, clips.schema.append(pa.field("frames", pa.list_(pa.int32()))))
+
+
 def _named_inputs(clips: pa.Table, config: TrainConfig) -> pa.Table:
     """The clips once for their candidate frames, again with frames that have boxes, for these alone, and for frames without
     contrast where the recipe asks for them."""
@@ -373,6 +469,14 @@ def _named_inputs(clips: pa.Table, config: TrainConfig) -> pa.Table:
             lists.append(without)
         rows += [{**row, "frames": frames} for frames in dict.fromkeys(lists)]
     return pa.Table.from_pylist(rows, clips.schema.append(pa.field("frames", pa.list_(pa.int32()))))
+
+
+def _pixel_mm(row: Mapping[str, Any], size: int) -> tuple[float, float] | None:
+    """At the patient, of a frame at the net's size."""
+    mm = patient_pixel_mm(row)
+    if mm is None or not row["rows"] or not row["columns"]:
+        return None
+    return mm[0] * row["rows"] / size, mm[1] * row["columns"] / size
 
 
 def _named(row: Mapping[str, Any], spec: NetSpec, *, taught: bool = False) -> NamedFrames:
@@ -526,7 +630,9 @@ def _binding(experiment: Experiment, config: TrainConfig, initial: _Initial) -> 
         stored = json.loads(experiment.out.read_bytes(uri))
         before = {"loss": "cross_entropy", "box_weight": 0.0, "redundancy": False, "passes": 1}
         stored["recipe"] = before | stored.get("recipe", {})  # of experiments before there was another
-        stored["recipe"]["stages"] = [{"cut": False} | stage for stage in stored["recipe"].get("stages", ())]
+        before_regions = {name: getattr(experiment.recipe, name) for name in ("region_rate", "boundary_weight", "dilations")}
+        stored["recipe"] = before_regions | stored["recipe"]
+        stored["recipe"]["stages"] = [{"cut": False, "regions": False} | stage for stage in stored["recipe"].get("stages", ())]
         if differ := [name for name in facts if stored.get(name) != facts[name]]:
             raise ConfigError(
                 f"experiment {experiment.name} was begun with another {', '.join(differ)}: take another --experiment"
@@ -577,6 +683,7 @@ def _jobs(
     cache: ClipCache,
     rooms: Rooms,
     start: tuple[Storage, str] | None,
+    pairs: Mapping[str, Sequence[PairedFrames]],
 ) -> list[_Job]:
     objects = dict(
         zip(
@@ -595,6 +702,8 @@ def _jobs(
     if TASKS[experiment.task].named_frames:
         rows = {row["clip_id"]: row for row in experiment.clips.to_pylist()}
 
+    mm = {row["clip_id"]: _pixel_mm(row, spec.window.size) for row in experiment.clips.to_pylist()} if pairs else {}
+
     def clips(part: pa.Table, *, taught: bool = False, boxes: bool = False) -> _Clips:
         ids = part["clip_id"].to_pylist()
         of = [rows[clip_id] for clip_id in ids] if rows else []
@@ -608,6 +717,8 @@ def _jobs(
             redundant=tuple(frames_without_contrast(row, count) for row in of) if taught and recipe.redundancy else (),
             located=recipe.box_weight > 0,
             marked=tuple(marked_frames(row, count) for row in of) if boxes else (),
+            pairs=tuple(tuple(pairs[clip_id]) if taught else (pairs[clip_id][0],) for clip_id in ids) if pairs else (),
+            pixel_mm=tuple(mm[clip_id] for clip_id in ids) if pairs else (),
         )
 
     jobs = []
@@ -628,6 +739,8 @@ def _jobs(
                 gpu=rooms.gpu,
                 threads=rooms.cpus_per_worker,
                 checkpoint_s=config.checkpoint_s,
+                rule=config.threshold,
+                at_least=config.at_least,
             )
         )
     return jobs
@@ -825,13 +938,19 @@ def _train_worker(given: dict[str, Any]) -> None:
             ray.get(given["board"].say.remote(job.fold, str(error)))
         return
     test, test_spans = job.test.part(job.cache)
+    validation_N = predict(fitted.classifier, validation.clips, len(validation), place)
+    threshold = 0.5
+    if job.validation.pairs:  # regions follow from the verdicts, so from the threshold that the driver will choose
+        with suppress(ValueError):  # which it will say
+            threshold = choose_threshold(job.validation.target_N, validation_N, rule=job.rule, at_least=job.at_least).threshold
     outcome = Outcome(
         state_dict=fitted.state_dict,
-        validation_N=predict(fitted.classifier, validation.clips, len(validation), place),
+        validation_N=validation_N,
         test_N=predict(fitted.classifier, test.clips, len(test), place),
         validation_spans=validation_spans,
         test_spans=test_spans,
         test_boxes=job.test.found_boxes(fitted.classifier, job.cache, place),
+        test_regions=job.test.found_regions(test, fitted.classifier, threshold, job.recipe.dilations, place),
         epochs=fitted.epochs,
         best_epoch=fitted.best_epoch,
     )
@@ -872,6 +991,7 @@ def _write_outcome(folder: Path, outcome: Outcome) -> None:
         "test_boxes": [
             [found.clip, found.frame, found.boxes_D5.tolist(), found.of_map_D5.tolist()] for found in outcome.test_boxes
         ],
+        "test_regions": [asdict(found) for found in outcome.test_regions],
         "epochs": [asdict(epoch) for epoch in outcome.epochs],
         "best_epoch": outcome.best_epoch,
     }
@@ -894,6 +1014,7 @@ def _read_outcome(folder: Path) -> Outcome | None:
             FoundBoxes(clip, frame, *(np.array(boxes, np.float64).reshape(-1, 5) for boxes in both))
             for clip, frame, *both in scores.get("test_boxes", ())
         ),
+        test_regions=tuple(ClipRegions.from_dict(found) for found in scores.get("test_regions", ())),
         epochs=tuple(Epoch(**epoch) for epoch in scores["epochs"]),
         best_epoch=scores["best_epoch"],
     )

@@ -12,6 +12,7 @@ A label file has one row per clip: a column that names the clip and any of the l
     heart_period_frames                 frames
     calcified, synthetic                true | false (also yes, no, 1, 0)
     stenoses         list of (segment, percent, length_mm, frame, x0, y0, x1, y1); in CSV the same as JSON
+    calcification_masks    list of (frame, png), the bytes of a PNG; in CSV as JSON (frame, path), below the label file's folder
 
 That is what the phantom's `labels.parquet` has. Other columns are named and not read. CSV: UTF-8; comma, semicolon or
 tab. Knows nothing of pixels, models or Ray; what it says of a clip is a line number and pseudonyms.
@@ -49,7 +50,11 @@ from angio_ray.training.named_frames import worst_class
 KEY_COLUMNS = ("clip_id", "sop_instance_uid", "uri", "path")
 """Columns that name the clip."""
 
-TARGETS: dict[str, tuple[str, Any]] = {"quality": ("quality", "unsatisfactory"), "artery": ("artery", "RCA")}
+TARGETS: dict[str, tuple[str, Any]] = {
+    "quality": ("quality", "unsatisfactory"),
+    "artery": ("artery", "RCA"),
+    "calcium": ("calcified", True),
+}
 """Task -> the column of its label, and the value that is the positive class."""
 FRAME_TARGETS = {"contrast": ("first_contrast", "contrast_begin", "contrast_end", "last_contrast")}
 """Task with a class per frame -> the columns that say which frames have which: the middle two, or the outer two where no
@@ -83,6 +88,9 @@ LABELLED = pa.schema(
         pa.field("columns", pa.int32()),
         pa.field("num_frames", pa.int32()),
         pa.field("frame_time_ms", pa.float64()),
+        pa.field("imager_pixel_spacing_mm", pa.list_(pa.float64())),
+        pa.field("distance_source_to_detector_mm", pa.float64()),
+        pa.field("distance_source_to_patient_mm", pa.float64()),
         *(_LABELS.field(name).remove_metadata() for name in LABEL_COLUMNS),
     ]
 )
@@ -343,8 +351,8 @@ def _row(line: int, record: Mapping[Any, Any], folder: str) -> LabelRow | Findin
     for column in (*LABEL_COLUMNS, "synthetic"):
         if (cell := cells.get(column)) is not None:
             try:
-                values[column] = _PARSERS[column](cell)
-            except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
+                values[column] = _masks(cell, folder) if column == _MASKS else _PARSERS[column](cell)
+            except (ValueError, TypeError, KeyError, AttributeError, OverflowError, FileNotFoundError):
                 faults.append(column)
     frames = [values[column] for column in FRAME_TARGETS["contrast"] if column in values]
     if frames != sorted(frames):  # contrast comes, is full and goes
@@ -411,6 +419,19 @@ def _stenoses(cell: Any) -> list[dict[str, Any]]:
     return kept
 
 
+def _masks(cell: Any, folder: str) -> list[dict[str, Any]]:
+    """Outlined frames: the pictures themselves, or where they lie."""
+    kept = []
+    for mask in json.loads(cell) if isinstance(cell, str) else cell:
+        png = mask["png"] if "png" in mask else Storage(folder or "/").read_bytes(_key("path", mask["path"], folder))
+        if len(mask) != 2 or not isinstance(png, bytes) or not png.startswith(_PNG):
+            raise ValueError
+        kept.append({"frame": _frame(mask["frame"]), "png": png})
+    return kept
+
+
+_MASKS = "calcification_masks"
+_PNG = b"\x89PNG\r\n\x1a\n"
 _STENOSIS = tuple(field.name for field in _LABELS.field("stenoses").type.value_type)
 _PARSERS: dict[str, Callable[[Any], Any]] = {
     "quality": _one_of("satisfactory", "unsatisfactory"),
@@ -446,6 +467,9 @@ class _Clip:
     columns: int | None
     num_frames: int | None
     frame_time_ms: float | None
+    imager_pixel_spacing_mm: list[float] | None
+    distance_source_to_detector_mm: float | None
+    distance_source_to_patient_mm: float | None
     synthetic: bool | None
     reason: str | None
 

@@ -32,11 +32,13 @@ from angio_ray.models import NETS
 from angio_ray.models.backends import bf16_units
 from angio_ray.models.classifier import ClipClassifier, cell_probability, pooled
 from angio_ray.models.interface import NOT_LAST, UNJUDGED
+from angio_ray.models.regions import patches
 from angio_ray.models.stenosis import SMALLEST
-from angio_ray.training.augment import augment_located, cut_out
+from angio_ray.training.augment import augment_located, changed_masks, cut_out
 from angio_ray.training.losses import MOTION, box_loss, boxes_of_frames, detection_loss, soft_convolutional_f1
 from angio_ray.training.quick_nets import fit_for_training, settle_statistics
 from angio_ray.training.recipes import Recipe, Stage
+from angio_ray.training.regions import Outlines, holds_calcification, region_loss, region_targets
 
 _PREDICTED_AT_ONCE = 8
 _SETTLED_AT_ONCE = 16
@@ -84,6 +86,8 @@ class Part:
     """1: the positive class. For nets with a class per frame (N, T): the frame's class, or UNJUDGED."""
     boxes: tuple[NDArray[np.float32] | None, ...] = ()
     """Of each clip what was marked on its frames, (S, 7) as `losses.boxes_of_frames` takes them; None: nothing is known."""
+    outlines: tuple[bytes, ...] = ()
+    """Of each pair of frames the calcification in the first, as PNG."""
     num_as_scored: int | None = None
     """So many of the first clips are such as are scored; the others are there to teach. None: all."""
 
@@ -131,6 +135,10 @@ class Epoch:
     """Processor time of all workers."""
     seconds_left: float
     """Of the epochs to come, judged by those before."""
+    patch_f1: float | None = None
+    """Of nets of regions, the verdicts on the patches of validation, at one half."""
+    heat_inside: float | None = None
+    """Of these, the share of block 6's heat that lies in the regions around calcification, of patches that hold any."""
 
 
 @dataclass(slots=True)
@@ -251,7 +259,8 @@ def predict(
 def predict_places(
     classifier: ClipClassifier, clips: Clips, num_clips: int, place: Place | None = None
 ) -> NDArray[np.float32]:
-    """Of nets with maps all that they say of each frame, (N, T, K + h * w + D * 5), for `stenosis.taken_apart`."""
+    """All that nets with maps, or of regions, say, (N, T, K + h * w + D * 5), or (N, K + 5 + 5 * P * P), for `taken_apart` of the
+    modules `stenosis` or `calcium`."""
     place = place or Place()
     classifier.eval()
     found = []
@@ -310,6 +319,11 @@ class _Loop:
         # by target: the classes, then NOT_LAST and UNJUDGED from the end
         self.class_weight = torch.tensor([*weights_K, weights_K[:-1].mean(), 0.0]).float()
         self.target_N = torch.from_numpy(np.asarray(train.target_N, np.int64))
+        self.regions = NETS[net].layout == "B2HW-regions"
+        if self.regions:
+            size = NETS[net].window.size
+            self.outlines, self.watched = (Outlines(part.outlines, size) for part in (train, validation))
+            self.patch_weight = self.outlines.rarity()
         self.state = State()
 
     # -- epochs --
@@ -369,7 +383,10 @@ class _Loop:
 
     def _epoch(self, stage: Stage) -> Epoch:
         number, recipe, place = self.state.epoch, self.recipe, self.place
-        rate = recipe.learning_rate * recipe.gamma ** (number // recipe.step_epochs)  # StepLR
+        if stage.regions:
+            self.classifier.net.freeze_classifier()  # type: ignore[operator]
+        begun_at = recipe.region_rate if stage.regions else recipe.learning_rate
+        rate = begun_at * recipe.gamma ** (number // recipe.step_epochs)  # StepLR
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         torch.manual_seed(_mixed(self.seed, number, place.rank, 1))  # dropout
@@ -422,6 +439,7 @@ class _Loop:
             clips_per_s=clips / max(trained_s, 1e-9),
             core_seconds=core_seconds,
             seconds_left=per_value * sum(_values(s) * n for s, n in left),
+            **(self._patch_figures(stage) if self.regions else {}),
         )
 
     def _order(self, number: int, stage: Stage) -> list[NDArray[np.intp]]:
@@ -466,6 +484,12 @@ class _Loop:
                     x, marked = cut_out(x, marked, wrong, stage.size, rng)
                 x = thinned(x.to(self.device), stage.size, stage.frames, shown)
                 x, homography_B33 = augment_located(x, recipe.augment, generator)
+                if self.regions:
+                    masks = changed_masks(self.outlines.read(rows, stage.size).to(self.device), homography_B33)
+                    loss = self._region_loss(x, masks, stage) * (len(rows) / len(batch))
+                    (loss * place.world).backward()
+                    total += loss.detach() * len(batch)
+                    continue
                 target = thinned_targets(self.target_N[rows], stage.frames, shown).flatten()
                 weight = self._weight(target).to(self.device)
                 with self._local(last=i == len(share) - 1):
@@ -507,6 +531,53 @@ class _Loop:
             for buffer in self.classifier.net.buffers():
                 dist.broadcast(buffer, 0)
         return float(total), sum(map(len, batches))
+
+    def _region_loss(self, x_B2HW: Tensor, masks_BHW: Tensor, stage: Stage) -> Tensor:
+        """Mean over the patches: cross entropy of their verdicts, or the loss of their regions."""
+        size, recipe = stage.size, self.recipe
+        if not stage.regions:
+            with self._autocast():
+                verdicts = self.model(x_B2HW)
+            target = holds_calcification(masks_BHW, size)
+            weight = torch.tensor(self.patch_weight, device=self.device)
+            return F.binary_cross_entropy_with_logits(verdicts.float().flatten(), target.float(), pos_weight=weight)
+        target_B1HW, distance_B1HW = region_targets(masks_BHW.cpu().numpy(), recipe.dilations)
+        target_N1PP, distance_N1PP = (
+            patches(one, size // 2).to(self.device) for one in (target_B1HW, distance_B1HW)
+        )
+        own = getattr(getattr(self.classifier.net, "net", None), "losses", None)
+        if own is not None:  # a detector's
+            found: Tensor = own(patches(x_B2HW, size // 2), target_N1PP)
+            return found
+        with self._autocast():
+            roi_N1PP = self.model(x_B2HW, regions=True)
+        return region_loss(roi_N1PP.float(), target_N1PP, distance_N1PP, boundary_weight=recipe.boundary_weight)
+
+    @torch.no_grad()
+    def _patch_figures(self, stage: Stage) -> dict[str, float | None]:
+        """F1 of the verdicts on validation patches, and how much of the heat lies in the regions."""
+        self.classifier.eval()
+        called, truth, inside, whole = [], [], 0.0, 0.0
+        thinned_clips = _Thinned(self.validation.clips, stage)
+        parts = _batches_of(np.arange(len(self.validation)), _WHOLE_CLIPS_AT_ONCE)
+        for rows, x in zip(parts, _read_ahead(thinned_clips, parts), strict=True):
+            x = x.to(self.device)
+            masks = self.watched.read(rows, stage.size)
+            holds = holds_calcification(masks, stage.size)
+            called.append(self.classifier.verdicts(x).flatten().cpu() > 0)
+            truth.append(holds)
+            if hasattr(self.classifier.net, "heat"):
+                heat: Tensor = self.classifier.net.heat(patches(x.float(), stage.size // 2))  # type: ignore[operator]
+                target = patches(region_targets(masks.numpy(), self.recipe.dilations)[0], stage.size // 2)[holds]
+                part = F.adaptive_avg_pool2d(target, heat.shape[-1])[:, 0]
+                inside += float((heat.cpu()[holds] * part).sum())
+                whole += float(heat.cpu()[holds].sum())
+        said, holds = torch.cat(called), torch.cat(truth)
+        positives = int(said.sum() + holds.sum())
+        return {
+            "patch_f1": 2 * int((said & holds).sum()) / positives if positives else None,
+            "heat_inside": inside / whole if whole else None,
+        }
 
     @torch.no_grad()
     def _look_for_wrong_places(self, number: int) -> None:
@@ -648,8 +719,13 @@ class _Trained(nn.Module):
         super().__init__()
         self.classifier = classifier
 
-    def forward(self, x_BTHW: Tensor) -> Any:
+    def forward(self, x_BTHW: Tensor, *, regions: bool = False) -> Any:
         classifier = self.classifier
+        if classifier.layout == "B2HW-regions":
+            if not regions:
+                return classifier.verdicts(x_BTHW)
+            net: Any = classifier.net
+            return net.regions(patches(x_BTHW, x_BTHW.shape[-1] // 2))[1]
         if classifier.num_boxes:
             return classifier.raw(x_BTHW)
         return classifier.maps(x_BTHW) if classifier.layout == "BCTHW-maps" else classifier.logits(x_BTHW)

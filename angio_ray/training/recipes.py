@@ -84,12 +84,15 @@ class Stage:
     """Squares of this size are cut from the whole frames, around boxes, around places where the net was wrong and anywhere, and
     taught by their boxes alone; half of them of clips with boxes."""
 
+    regions: bool = False
+    """The classifier stays as it is, and the decoder of its regions learns."""
+
     def __post_init__(self) -> None:
         if min(self.size, self.frames, self.epochs) < 1:
             raise ValueError("a stage is size x frames x epochs, all at least 1")
 
     def __str__(self) -> str:
-        return f"{'cut' * self.cut}{self.size}x{self.frames}x{self.epochs}"
+        return f"{'cut' * self.cut}{'roi' * self.regions}{self.size}x{self.frames}x{self.epochs}"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -116,6 +119,12 @@ class Recipe:
     """f1: the stenosis paper's, for nets with a class per frame; over the first and the last class, each as good as the other."""
     box_weight: float = 0.0
     """Of the boxes in the loss, for nets with maps: 0 teaches by the classes of frames alone, as the stenosis paper does."""
+    region_rate: float = 1e-3
+    """Of Adam, in stages that teach regions (the calcification paper's decoder has ten times its classifier's)."""
+    boundary_weight: float = 0.5
+    """Of the boundary loss against soft Dice in these; the calcification paper has 1."""
+    dilations: int = 4
+    """Of the outlines, to the regions that are learnt: each extends them by 5 px of 512."""
     redundancy: bool = False
     """The stenosis paper's: frames without contrast beside the candidate frames of every training clip, under the clip's class,
     so that no background speaks for one. With a box weight, as frames on which nothing narrows: nothing is seen there."""
@@ -151,10 +160,12 @@ class Recipe:
             raise ValueError("passes: at least 1")
         if self.micro_batch is not None and self.micro_batch < 2:
             raise ValueError("micro batch: at least 2 (batch normalisation)")
-        for name in ("learning_rate", "gamma", "step_epochs"):
+        if not 0 <= self.boundary_weight <= 1:
+            raise ValueError("boundary weight: from 0 to 1")
+        for name in ("learning_rate", "gamma", "step_epochs", "region_rate"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name.replace('_', ' ')}: must be above 0")
-        for name in ("weight_decay", "clip_norm", "settle_clips", "box_weight"):
+        for name in ("weight_decay", "clip_norm", "settle_clips", "box_weight", "dilations"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name.replace('_', ' ')}: must not be below 0")
         if self.dropout is not None and not 0 <= self.dropout < 1:
@@ -201,11 +212,11 @@ def parse_stages(text: str) -> tuple[Stage, ...]:
     """Stages as typed: size x frames x epochs, with commas between (`80x4x12,160x16x2`; `cut256x4x8`). ValueError."""
     stages = []
     for word in text.split(","):
-        found = re.fullmatch(r"(cut)?(\d+)x(\d+)x(\d+)", word.strip())
+        found = re.fullmatch(r"(cut|roi)?(\d+)x(\d+)x(\d+)", word.strip())
         if not found:
             raise ValueError(f"stages {text!r}: size x frames x epochs each, such as 80x4x12,160x16x2")
         size, frames, epochs = map(int, found.groups()[1:])
-        stages.append(Stage(size=size, frames=frames, epochs=epochs, cut=bool(found[1])))
+        stages.append(Stage(size=size, frames=frames, epochs=epochs, cut=found[1] == "cut", regions=found[1] == "roi"))
     return tuple(stages)
 
 
@@ -253,6 +264,12 @@ class RecipeChanges:
     """Longest gradient of a step; 0: any."""
     loss: Loss | None = None
     """Of nets with a class per frame: f1 is the paper's."""
+    region_rate: float | None = None
+    """Of Adam, in stages that teach regions (roi512x2x10)."""
+    boundary_weight: float | None = None
+    """Of the boundary loss against soft Dice in these."""
+    dilations: int | None = None
+    """Of the outlines of calcification, to the regions that are learnt."""
     box_weight: float | None = None
     """Of the boxes in the loss, for nets with maps; 0: by the classes of frames alone, as the paper does."""
     redundancy: bool | None = None
@@ -387,6 +404,29 @@ def _whole_clips(*stages: tuple[int, int, int], **changes: Any) -> Recipe:
     return _short(*stages, **(options | changes))
 
 
+def _regions_paper(*, classifier: bool) -> Recipe:
+    """Stated: 100 epochs of the classifier at 1e-4, then 100 of the decoder at 1e-3, batches of 32, boundary loss alone; which of
+    them are patches and which frames is not. The nets that it is compared with learn regions alone."""
+    first = (Stage(size=512, frames=2, epochs=100),) if classifier else ()
+    return Recipe(
+        stages=(*first, Stage(size=512, frames=2, epochs=100, regions=True)),
+        batch_size=32, micro_batch=8, learning_rate=1e-4, region_rate=1e-3, boundary_weight=1.0, weight_decay=0.0,
+        step_epochs=200, clip_norm=0.0, settle_clips=0, keep="last", augment=AugmentConfig().scaled(0.5),
+    )  # fmt: skip
+
+
+def _regions(size: int, epochs: int, region_epochs: int, **changes: Any) -> Recipe:
+    """A classifier for some epochs, 0: none, and then regions."""
+    first = (Stage(size=size, frames=2, epochs=epochs),) if epochs else ()
+    options: dict[str, Any] = {"batch_size": 8, "micro_batch": 4, "step_epochs": 4, "settle_clips": 0, "keep": "last"}
+    return Recipe(
+        stages=(*first, Stage(size=size, frames=2, epochs=region_epochs, regions=True)),
+        augment=AugmentConfig().scaled(0.5), **(options | changes),
+    )  # fmt: skip
+
+
+_DOUBLE_HEADS = ("resunet_18", "resunet_18_one_head", "resunet_s", "resunet_s_one_head")
+_REGION_NETS = ("unet", "transunet", "mask_rcnn", "fcos")
 _CATEGORIES = ("", "_3cat")
 """Suffixes of nets with the paper's two and three classes of stenosis."""
 
@@ -402,7 +442,8 @@ RECIPES: dict[str, dict[str, Recipe]] = {
     }
     | {f"stenosis_s{suffix}": _frames_paper(512) for suffix in _CATEGORIES}
     | {f"stenosis_fpn{suffix}": _detector_paper(512) for suffix in _CATEGORIES}
-    | {f"inception_v3{suffix}": _frames_paper(299) for suffix in _CATEGORIES},
+    | {f"inception_v3{suffix}": _frames_paper(299) for suffix in _CATEGORIES}
+    | {net: _regions_paper(classifier=net in _DOUBLE_HEADS) for net in (*_DOUBLE_HEADS, *_REGION_NETS)},
     "short": {
         "r18_2d": _short_resnet((96, 4, 16), learning_rate=5e-4),
         "r152_2d": _short_resnet((64, 4, 6), learning_rate=3e-4),
@@ -420,7 +461,9 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         f"stenosis_fpn{suffix}": replace(_squares((192, 2, 6)), passes=4, learning_rate=1e-3, step_epochs=2, keep="last")
         for suffix in _CATEGORIES
     }
-    | {f"inception_v3{suffix}": _frames((299, 2, 8), learning_rate=3e-4) for suffix in _CATEGORIES},
+    | {f"inception_v3{suffix}": _frames((299, 2, 8), learning_rate=3e-4) for suffix in _CATEGORIES}
+    | {net: _regions(512, 8, 6) for net in _DOUBLE_HEADS}
+    | {net: _regions(512, 0, 14) for net in _REGION_NETS},
     "smoke": {
         net: _short((32, 4, 1), batch_size=4, settle_clips=8)
         for net in ("r18_2d", "r152_2d", "r18_3d", "r152_3d", "x3d_s")
@@ -431,7 +474,9 @@ RECIPES: dict[str, dict[str, Recipe]] = {
     }
     | {f"stenosis_s{suffix}": _frames((128, 2, 1), settle_clips=4, box_weight=1.0) for suffix in _CATEGORIES}
     | {f"stenosis_fpn{suffix}": _frames((128, 2, 1), settle_clips=0, box_weight=1.0, keep="last") for suffix in _CATEGORIES}
-    | {f"inception_v3{suffix}": _frames((96, 2, 1), settle_clips=4) for suffix in _CATEGORIES},
+    | {f"inception_v3{suffix}": _frames((96, 2, 1), settle_clips=4) for suffix in _CATEGORIES}
+    | {net: _regions(128, 1, 1) for net in _DOUBLE_HEADS}
+    | {net: _regions(512 if net == "transunet" else 128, 0, 1) for net in _REGION_NETS},
 }
 """Recipe name -> net -> recipe."""
 

@@ -13,6 +13,8 @@ Shapes: B patches, H x W pixels.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import cv2
 import numpy as np
 import torch
@@ -21,6 +23,11 @@ from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt
 from torch import Tensor
 
+from angio_ray.models.regions import patches
+from angio_ray.training.paired_frames import mask_of
+
+LEAST_PX = 4
+"""Pixels of calcification from which on a patch of a frame of 512 px holds some."""
 ITERATIONS = 4
 """Dilations of the paper's final experiment; it tried 0, 3, 4 and 6."""
 KERNEL = 11
@@ -58,6 +65,46 @@ def signed_distance(target_HW: NDArray[np.bool_], *, empty: float = 0.0) -> NDAr
         return np.full(target_HW.shape, -1, np.float32)
     inside = np.maximum(distance_transform_edt(target_HW) - 1, 0)
     return np.asarray((distance_transform_edt(~target_HW) - inside) / np.hypot(*target_HW.shape), np.float32)
+
+
+class Outlines:
+    """Outlines of calcification, one of each pair of frames, held as bits at the nets' size."""
+
+    def __init__(self, pngs: Sequence[bytes], size: int) -> None:
+        """ValueError for what is no picture."""
+        self.size = size
+        self._bits = [np.packbits(mask_of(png, size)) for png in pngs]
+
+    def read(self, rows_B: NDArray[np.intp], size: int) -> Tensor:
+        """(B, size, size), booleans: at a smaller size a pixel counts of which a quarter does."""
+        masks_BHW = np.stack(
+            [np.unpackbits(self._bits[row]).reshape(self.size, self.size) for row in rows_B.tolist()]
+        ).astype(np.float32)
+        if size != self.size:
+            masks_BHW = np.stack([cv2.resize(mask, (size, size), interpolation=cv2.INTER_AREA) for mask in masks_BHW])
+        return torch.from_numpy(masks_BHW >= 0.25)
+
+    def rarity(self) -> float:
+        """Patches without calcification to one that holds some, 1 to 20: how much more the latter count."""
+        holds = torch.cat([holds_calcification(self.read(np.array([i]), self.size), self.size) for i in range(len(self._bits))])
+        return float(np.clip((~holds).sum() / max(1, int(holds.sum())), 1, 20))
+
+
+def holds_calcification(masks_BHW: Tensor, size: int) -> Tensor:
+    """Which of the five patches of each frame hold some, (B * 5,), booleans."""
+    least = max(1.0, LEAST_PX * (size / 512) ** 2)
+    return patches(masks_BHW[:, None].float(), size // 2).flatten(1).sum(dim=1) >= least
+
+
+def region_targets(masks_BHW: NDArray[np.bool_], iterations: int) -> tuple[Tensor, Tensor]:
+    """Regions to learn around the calcifications of whole frames, and signed distances to their boundaries, both (B, 1, H, W).
+
+    The kernel is KERNEL px of a frame of 512 px. Distances are of whole frames, so that those of patches go on over their edges.
+    """
+    kernel = max(1, round(KERNEL * masks_BHW.shape[-1] / 512) // 2 * 2 + 1)
+    targets = np.stack([target_region(mask, iterations=iterations, kernel=kernel) for mask in masks_BHW])
+    distances = np.stack([signed_distance(target) for target in targets])
+    return torch.from_numpy(targets[:, None].astype(np.float32)), torch.from_numpy(distances[:, None])
 
 
 def boundary_loss(logits_B1HW: Tensor, distance_B1HW: Tensor) -> Tensor:

@@ -58,6 +58,7 @@ from angio_ray.training.predictions import (
     write_metrics,
 )
 from angio_ray.training.recipes import Recipe
+from angio_ray.training.region_results import ClipRegions, region_figures, region_lines, region_rows, regions_json
 from angio_ray.training.stenosis_results import (
     FoundBoxes,
     box_figures,
@@ -77,6 +78,8 @@ ENSEMBLE = "ensemble"
 _MOST_MEMBERS = 20
 """Of an ensemble of leave-one-out folds: more would be slow to score with, and would not fit in memory together."""
 _COST = ("epochs", "steps", "clips_seen", "train_seconds", "core_hours")
+_MORE = ("frame_", "box_", "map_box_", "region_", "patch_")
+"""How the names of figures begin that single tasks have beside these."""
 _SHOWN = ("auc", "average_precision", "accuracy", "precision", "sensitivity", "specificity", "npv", "f1", "brier")
 
 
@@ -142,6 +145,8 @@ class Outcome:
     test_spans: tuple[Span, ...] = ()
     test_boxes: tuple[FoundBoxes, ...] = ()
     """Of nets with maps: what they show on the frames of test clips that boxes were marked on."""
+    test_regions: tuple[ClipRegions, ...] = ()
+    """Of nets of regions: those of the test clips' pairs, compared with their outlines."""
     epochs: tuple[Epoch, ...]
     best_epoch: int
 
@@ -197,6 +202,10 @@ def write_fold(experiment: Experiment, root: TableRoot, fold: Fold, outcome: Out
     facts = _facts(experiment, bundle)
     named = dict(zip(ids, verdict.probability_N.tolist(), strict=True))
     found = verdict.found if verdict.found is None else verdict.found.append_column("clip_id", pa.array(ids, pa.string()))
+    if outcome.test_regions:
+        clip_ids, patients = (fold.test[name].to_pylist() for name in ("clip_id", "group_id"))
+        uri = experiment.out.child(experiment.name, "regions", f"fold-{fold.number}.json")
+        experiment.out.write_bytes(uri, regions_json(outcome.test_regions, clip_ids, patients))
     write_fold_predictions(root, facts, experiment.folds, fold.number, named, experiment.clips, found)
 
 
@@ -245,6 +254,8 @@ def _verdict(experiment: Experiment, fold: Fold, outcome: Outcome) -> _Verdict:
         threshold = choose_threshold(
             _target(fold.validation), validation_N, rule=experiment.rule, at_least=experiment.at_least
         ).threshold
+    if outcome.test_regions:
+        more = region_figures(outcome.test_regions, fold.test["group_id"].to_pylist())
     return _Verdict(
         threshold=threshold,
         rule=rule,
@@ -301,6 +312,9 @@ def write_summary(
             figures += level.rows()
         stated = [(_manifest(experiment, number) or {}).get("metrics", {}) for number in numbers]
         figures += [*frame_rows(stated), *box_rows(stated)]
+    if TASKS[experiment.task].paired_frames:
+        stated = [(_manifest(experiment, number) or {}).get("metrics", {}) for number in numbers]
+        figures += region_rows(stated)
     _maybe_ensemble(experiment, summary)
     facts = _facts(experiment, None)
     write_metrics(root, facts, OUT_OF_FOLD, figures, data_domain=experiment.data_domain)
@@ -308,7 +322,10 @@ def write_summary(
 
 
 def study_lines(experiment: Experiment, root: TableRoot) -> list[str]:
-    """What to tell the user of arteries and studies, where the task pools clips to them."""
+    """What to tell the user of arteries and studies, where the task pools clips to them, or of regions."""
+    if TASKS[experiment.task].paired_frames:
+        uris = [experiment.out.child(experiment.name, "regions", f"fold-{n}.json") for n in range(experiment.folds.num_folds)]
+        return region_lines([experiment.out.read_bytes(uri) for uri in uris])
     if not TASKS[experiment.task].named_frames:
         return []
     numbers = range(experiment.folds.num_folds)
@@ -465,7 +482,7 @@ def _fold_card(
     ]
     spec = TASKS[experiment.task]
     figures, threshold = verdict.tested, verdict.threshold
-    own = figures if spec.per_frame else [*_SHOWN, *(name for name in figures if name.startswith(("frame_", "box_")))]
+    own = figures if spec.per_frame else [*_SHOWN, *(name for name in figures if name.startswith(_MORE))]
     shown = [f"| {name} | {_said(figures[name])} |" for name in own]
     counted = "with full contrast longer than in the median clip" if spec.per_frame else spec.classes[-1]
     epochs = [
@@ -573,6 +590,7 @@ def _protocol(experiment: Experiment) -> str:
     stages = ", then ".join(
         f"{s.epochs} epoch{'s' * (s.epochs > 1)} of {s.frames} frames of {s.size} px"
         + " (squares cut from the frames, taught by the boxes alone)" * s.cut
+        + " (regions, the classifier left as it is)" * s.regions
         for s in recipe.stages
     )
     return (
