@@ -526,6 +526,7 @@ def _binding(experiment: Experiment, config: TrainConfig, initial: _Initial) -> 
         stored = json.loads(experiment.out.read_bytes(uri))
         before = {"loss": "cross_entropy", "box_weight": 0.0, "redundancy": False, "passes": 1}
         stored["recipe"] = before | stored.get("recipe", {})  # of experiments before there was another
+        stored["recipe"]["augment"] = {"upside_down": 0.0, "turned": 0.0} | stored["recipe"].get("augment", {})
         stored["recipe"]["stages"] = [{"cut": False} | stage for stage in stored["recipe"].get("stages", ())]
         if differ := [name for name in facts if stored.get(name) != facts[name]]:
             raise ConfigError(
