@@ -14,7 +14,7 @@ import logging
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
@@ -55,7 +55,7 @@ from angio_ray.training.cache import CacheSummary, ClipCache
 from angio_ray.training.claim import Claim
 from angio_ray.training.config import TrainConfig
 from angio_ray.training.contrast_results import ContrastSummary, Span
-from angio_ray.training.folds import FoldError, FoldPlan, Folds, check_disjoint, check_plan, ensure_folds
+from angio_ray.training.folds import Fold, FoldError, FoldPlan, check_disjoint, check_plan, ensure_folds
 from angio_ray.training.labels import (
     FRAME_TARGETS,
     Finding,
@@ -470,7 +470,7 @@ class _Initial:
         return experiment.out, uri
 
 
-def _initial(config: TrainConfig, clips: pa.Table, folds: Folds) -> _Initial:
+def _initial(config: TrainConfig, clips: pa.Table, folds: Iterable[Fold]) -> _Initial:
     from safetensors.torch import save
 
     if config.weights:

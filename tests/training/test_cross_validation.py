@@ -101,7 +101,7 @@ def test_weights_that_lack_the_head_begin_every_driver_the_same(tmp_path: Path) 
     none = pa.table({"patient_id": pa.array([], pa.string()), "group_id": pa.array([], pa.string())})
 
     def digest(seed: int) -> str | None:
-        return _initial(config(net="r18_2d", weights=tmp_path / "w.safetensors", seed=seed), none).digest
+        return _initial(config(net="r18_2d", weights=tmp_path / "w.safetensors", seed=seed), none, ()).digest
 
     first = digest(0)
     torch.rand(7)  # another process has drawn other numbers
