@@ -124,6 +124,7 @@ def phantom(
     fps: float | None = None,
     syntax: str | None = None,
     unsatisfactory: float | None = None,
+    diseased: float = 0.5,
     protocol: str = "default",
     site: str = "seen",
     twins: str = "",
@@ -152,6 +153,8 @@ def phantom(
         Transfer syntax: native, rle, jpeg-baseline, jpeg-lossless, jpeg-ls, jpeg-2000. Default: one drawn per clip.
     unsatisfactory:
         Expected share of unsatisfactory clips. Default: 0.4, for calcium 0.
+    diseased:
+        Expected share of patients with narrowings.
     protocol:
         default, or calcium: about 200 frames, the first half without contrast.
     site:
@@ -168,7 +171,7 @@ def phantom(
     with _argument_errors(), _unfinished_sets():
         labels = generate(
             out, patients=patients, seed=seed, size=size, frames=frames, clips=clips, fps=fps, syntax=syntax,
-            unsatisfactory=unsatisfactory, protocol=protocol, site=site, workers=workers,
+            unsatisfactory=unsatisfactory, diseased=diseased, protocol=protocol, site=site, workers=workers,
             twins=tuple(name.strip() for name in twins.split(",") if name.strip()),
         )  # fmt: skip
     seconds, shown = time.monotonic() - begun, sum(labels["num_frames"].to_pylist())

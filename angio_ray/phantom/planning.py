@@ -98,6 +98,8 @@ class PhantomConfig:
     unsatisfactory: float | None = None
     """Expected share of unsatisfactory clips; None: 0.4, or 0 for the calcium protocol. From 0.25 to 0.75 each patient
     of two clips or more has both kinds, whatever that makes of the share where clips are few."""
+    diseased: float = 0.5
+    """Expected share of patients with narrowings."""
     protocol: Protocol = "default"
     """default: 0.3 to 2 s before contrast, but in one clip of ten of either class the recording begins after the injection.
     calcium: about 200 frames, the first half without contrast (spec section 4)."""
@@ -117,6 +119,8 @@ class PhantomConfig:
             raise ValueError("size must be 32 to 2048 px")
         if self.unsatisfactory is not None and not 0 <= self.unsatisfactory <= 1:
             raise ValueError("unsatisfactory is a share, 0 to 1")
+        if not 0 <= self.diseased <= 1:
+            raise ValueError("diseased is a share, 0 to 1")
         if self.fps is not None and not 1 <= self.fps <= 120:
             raise ValueError("fps must be 1 to 120")
         if self.syntax is not None and self.syntax not in SYNTAXES:
@@ -200,7 +204,7 @@ def plan_patient(config: PhantomConfig, patient: int) -> PatientPlan:
     female = bool(body.random() < 0.4)
     trees = anatomy.grow_trees(streams.of("trees"), female=female)
     calcified = 0.35 if config.protocol == "default" else 0.55
-    trees = disease.add_disease(trees, streams.of("disease"), p_calcified=calcified)
+    trees = disease.add_disease(trees, streams.of("disease"), p_stenosis=config.diseased, p_calcified=calcified)
     clips, studies = _clip_classes(config, streams.of("clips"))
     bypassed = bool(body.random() < 0.1) or "graft" in clips  # all of the patient's clips show the wires, not that one
     period = float(heart.uniform(0.55, 1.1))

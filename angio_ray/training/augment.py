@@ -162,6 +162,11 @@ def _homographies(batch: int, config: AugmentConfig, generator: torch.Generator)
     found = torch.zeros(batch, 3, 3)
     found[:, 0, 0], found[:, 0, 1] = torch.cos(turn) * scale * mirror, -torch.sin(turn) * scale
     found[:, 1, 0], found[:, 1, 1] = torch.sin(turn) * scale * mirror, torch.cos(turn) * scale
+    if config.upside_down:
+        found[:, :, 1] *= 1.0 - 2.0 * _chosen(generator, batch, config.upside_down).float()[:, None]
+    if config.turned:
+        exchanged = _chosen(generator, batch, config.turned)[:, None, None]
+        found = torch.where(exchanged, found[:, :, [1, 0, 2]], found)
     found[:, :2, 2], found[:, 2, :2], found[:, 2, 2] = shift, tilt, 1.0
     return found
 

@@ -14,7 +14,7 @@ import logging
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
@@ -57,7 +57,7 @@ from angio_ray.training.cache import CacheSummary, ClipCache
 from angio_ray.training.claim import Claim
 from angio_ray.training.config import TrainConfig
 from angio_ray.training.contrast_results import ContrastSummary, Span
-from angio_ray.training.folds import FoldError, FoldPlan, Folds, check_disjoint, check_plan, ensure_folds
+from angio_ray.training.folds import Fold, FoldError, FoldPlan, check_disjoint, check_plan, ensure_folds
 from angio_ray.training.labels import (
     FRAME_TARGETS,
     Finding,
@@ -574,7 +574,7 @@ class _Initial:
         return experiment.out, uri
 
 
-def _initial(config: TrainConfig, clips: pa.Table, folds: Folds) -> _Initial:
+def _initial(config: TrainConfig, clips: pa.Table, folds: Iterable[Fold]) -> _Initial:
     from safetensors.torch import save
 
     if config.weights:
@@ -630,8 +630,9 @@ def _binding(experiment: Experiment, config: TrainConfig, initial: _Initial) -> 
         stored = json.loads(experiment.out.read_bytes(uri))
         before = {"loss": "cross_entropy", "box_weight": 0.0, "redundancy": False, "passes": 1}
         stored["recipe"] = before | stored.get("recipe", {})  # of experiments before there was another
-        before_regions = {name: getattr(experiment.recipe, name) for name in ("region_rate", "boundary_weight", "dilations")}
+before_regions = {name: getattr(experiment.recipe, name) for name in ("region_rate", "boundary_weight", "dilations")}
         stored["recipe"] = before_regions | stored["recipe"]
+        stored["recipe"]["augment"] = {"upside_down": 0.0, "turned": 0.0} | stored["recipe"].get("augment", {})
         stored["recipe"]["stages"] = [{"cut": False, "regions": False} | stage for stage in stored["recipe"].get("stages", ())]
         if differ := [name for name in facts if stored.get(name) != facts[name]]:
             raise ConfigError(

@@ -33,6 +33,10 @@ class AugmentConfig:
 
     flip: float = 0.5
     """Share of clips mirrored left to right. 0 where left and right carry meaning (artery, view)."""
+    upside_down: float = 0.0
+    """Share of clips mirrored top to bottom, of squares cut from frames: a narrowing is one from any side."""
+    turned: float = 0.0
+    """The same, rows and columns exchanged."""
     rotation_deg: float = 10.0
     zoom: float = 0.1
     """Natural log of the scale, either way."""
@@ -58,10 +62,12 @@ class AugmentConfig:
     """Share of clips with a border blanked, as a collimator would."""
 
     def scaled(self, strength: float) -> AugmentConfig:
-        """All bounds and shares but the flip's times `strength` (0: flips alone)."""
-        scaled = {f.name: getattr(self, f.name) * strength for f in fields(self) if f.name != "flip"}
-        return AugmentConfig(flip=self.flip, **scaled)
+        """All bounds and shares but those of mirroring and turning times `strength` (0: these alone)."""
+        return replace(self, **{f.name: getattr(self, f.name) * strength for f in fields(self) if f.name not in _SAME_SIZE})
 
+
+_SAME_SIZE = ("flip", "upside_down", "turned")
+"""Changes that have no strength."""
 
 NO_AUGMENTATION = AugmentConfig(flip=0.0).scaled(0.0)
 """No change at all."""
@@ -388,7 +394,7 @@ def _squares(size_frames_epochs: tuple[int, int, int]) -> Recipe:
     return replace(
         _frames(size_frames_epochs, box_weight=1.0, step_epochs=5, gamma=0.35, **options),
         stages=(Stage(size=size, frames=frames, epochs=epochs, cut=True),),
-        augment=AugmentConfig().scaled(0.6),
+        augment=AugmentConfig(upside_down=0.5, turned=0.5).scaled(0.6),
     )
 
 

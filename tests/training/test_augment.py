@@ -68,7 +68,8 @@ def test_rotation_agrees_with_torchvision() -> None:
 
 @pytest.mark.parametrize("name", [f.name for f in fields(AugmentConfig) if f.name not in ("blur_px", "noise", "halo")])
 def test_each_bound_does_something_by_itself(name: str) -> None:
-    strength = {name: 5.0 if name == "rotation_deg" else 1.0 if "share" in name or name == "flip" else 0.1}
+    all_or_none = "share" in name or name in ("flip", "upside_down", "turned")
+    strength = {name: 5.0 if name == "rotation_deg" else 1.0 if all_or_none else 0.1}
     others = {"blur_share": {"blur_px": 2.0}, "noise_share": {"noise": 0.1}, "halo_share": {"halo": 1.0}}
     config = replace(NO_AUGMENTATION, **strength, **others.get(name, {}))
     x = clips()
@@ -100,6 +101,20 @@ def test_a_square_is_cut_around_a_box_with_what_is_marked_in_it() -> None:
         assert x.sum() == 255 * 2 * (bottom - top) * (right - left)
     partly = [found for found in boxes[:-1] if len(found) and found[0, 2] == -1]
     assert all((found[0, 3:5].min() < 0) or (found[0, 5:7].max() > 1) for found in partly)
+
+
+def test_upside_down_and_turned_are_what_they_say() -> None:
+    x = clips(batch=40, frames=1)
+    only = NO_AUGMENTATION.scaled(1.0)
+    for config, expected in (
+        (replace(only, upside_down=1.0), x.flip(2)), (replace(only, turned=1.0), x.transpose(2, 3)),
+        (replace(only, upside_down=1.0, turned=1.0), x.transpose(2, 3).flip(3)),
+    ):  # fmt: skip
+        torch.testing.assert_close(augment(x, config, generator()), expected, atol=0.02, rtol=0)
+    half = augment(x, replace(only, turned=0.5), generator())
+    same = (half - x).abs().amax(dim=(1, 2, 3)) < 0.02
+    assert 10 < int(same.sum()) < 30
+    assert AugmentConfig(turned=0.5).scaled(0.1).turned == 0.5, "it has no strength"
 
 
 def test_other_squares_are_cut_where_the_net_was_wrong() -> None:

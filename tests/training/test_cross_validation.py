@@ -101,7 +101,7 @@ def test_weights_that_lack_the_head_begin_every_driver_the_same(tmp_path: Path) 
     none = pa.table({"patient_id": pa.array([], pa.string()), "group_id": pa.array([], pa.string())})
 
     def digest(seed: int) -> str | None:
-        return _initial(config(net="r18_2d", weights=tmp_path / "w.safetensors", seed=seed), none).digest
+        return _initial(config(net="r18_2d", weights=tmp_path / "w.safetensors", seed=seed), none, ()).digest
 
     first = digest(0)
     torch.rand(7)  # another process has drawn other numbers
@@ -394,6 +394,44 @@ def test_stenoses_are_learnt_on_single_frames_and_scored_after_artery_and_contra
     with Image.open(out) as picture:
         assert picture.size == (896, 448)
         assert picture.n_frames == len(scored[0]["stenosis_frames"])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1200)
+def test_calcification_is_learnt_on_pairs_of_frames_and_scored_with_its_regions(tmp_path: Path) -> None:
+    generate(tmp_path / "clips", patients=8, seed=6, size=128, clips=(2, 2), protocol="calcium", frames=(120, 120), workers=1)
+    (tmp_path / "key").write_text(KEY)
+    (tmp_path / "key").chmod(0o600)
+    text = finished(tmp_path, "calcium", task="calcium", net="resunet_s", scheme="split", validation=0.25)
+    assert "pairs of frames of one heart phase: " in text
+    assert "regions, sigma 3: " in text
+    tables = root(tmp_path)
+    stored = query(tables, "SELECT DISTINCT metric FROM metrics WHERE subgroup IN ('regions', 'level')").column(0).to_pylist()
+    assert {"num_both", "f1"} <= set(stored)
+    place = tmp_path / "tables.training" / "calcium"
+    (regions,) = (place / "regions").iterdir()
+    found = json.loads(regions.read_text())
+    test = [row for row in read_predictions(tables, "calcium", "resunet_s", folds=[0]).to_pylist() if row["part"] == "test"]
+    assert {row["clip_id"] for row in found} == {row["clip_id"] for row in test}
+    assert "region_" in (place / "bundles" / "fold-0" / "calcium" / "MODEL_CARD.md").read_text()
+
+    score = ["score", str(tmp_path / "clips"), "--tables", str(tmp_path / "tables"), "--run", "r", "--models", "calcium"]
+    score += ["--bundles", str(place / "bundles" / "fold-0"), "--key-file", str(tmp_path / "key"), "--backend", "torch"]
+    assert main(score) == 0
+    rows = query(tables, "SELECT * FROM scores WHERE run_id = 'r'").to_pylist()
+    assert len(rows) == 16
+    scored = [row for row in rows if row["calcium_status"] == "scored"]
+    for row in rows:
+        assert dict(row["bundles"]).keys() == {"contrast", "calcium"}
+        assert (row["calcium_status"] == "scored") == (row["calcium_reason"] is None)
+    for row in scored:
+        ((pair,), (region,)) = row["calcium_frames"], row["calcium_regions"]
+        assert pair["mask_frame"] == region["frame"] < row["first_contrast"]
+        assert row["contrast_begin"] <= pair["frame"] <= row["contrast_end"]
+        with Image.open(region["mask_uri"]) as mask:
+            assert mask.size == (128, 128)
+            assert sum(mask.histogram()[1:]) == region["area_px"]
+        assert row["object_id"] in region["mask_uri"]
 
 
 @pytest.mark.slow
