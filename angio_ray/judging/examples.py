@@ -63,6 +63,35 @@ class FrameMap:
         return positive(p_TK), heat_Thw, [shown_boxes(*both) for both in zip(heat_Thw, boxes, strict=True)]
 
 
+class PairRegions:
+    """What a net of regions finds in a pair of frames, on the CPU."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        self._model = bundle.ensemble().requires_grad_(False)
+        self._threshold, self._size = bundle.threshold, bundle.window.size
+
+    def __call__(self, frames_2HW: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
+        """Of the pair: probability of calcification (1,), the heat of block 6 (2, H, W), the same on both frames, and the box
+        of the final region as shares of the sides."""
+        import torch
+
+        from angio_ray.models.calcium import final_region, taken_apart
+        from angio_ray.models.regions import islands, patches, region_facts, stitched
+
+        pair = torch.from_numpy(np.array(frames_2HW))[None]
+        probability, verdict_5, region_5PP = taken_apart(self._model(pair)[0].numpy(), self._size)
+        mask_HW = final_region(verdict_5, region_5PP, self._threshold, self._size)
+        net: Any = self._model.members[0].net
+        heat_5PP = region_5PP
+        if hasattr(net, "heat"):
+            heat_5hw = net.heat(patches(pair.float(), self._size // 2)).numpy()
+            heat_5PP = np.stack([cv2.resize(heat_hw, region_5PP.shape[1:]) for heat_hw in heat_5hw])
+        heat_HW = stitched(heat_5PP, height=self._size, width=self._size)[0]
+        heat_HW = heat_HW / max(float(heat_HW.max()), 1e-9)
+        boxes = np.array([region_facts(one).box for one in islands(mask_HW)], np.float64).reshape(-1, 4) / self._size
+        return np.array([probability]), np.stack([heat_HW] * 2), [boxes, boxes]
+
+
 def add_pictures(
     examples: Sequence[Example],
     places: Mapping[str, Mapping[str, Any]],
@@ -97,12 +126,10 @@ def _of_bundle(
     assume_fps: float | None,
     size_px: int,
 ) -> None:
-    from angio_ray.models.grad_cam import GradCam
-
     seen = bundle.window if bundle else ClipWindow(name="seen", size=size_px)
     shown = replace(seen, name="shown", size=size_px)
     by_frame = bool(examples) and examples[0].frames is not None
-    cam = (FrameMap(bundle) if TASKS[bundle.task].named_frames else GradCam(bundle)) if bundle else None
+    cam = _camera(bundle) if bundle else None
     positive = len(TASKS[bundle.task].classes) - 1 if bundle else 1
     with ClipReader([seen, shown], assume_fps=assume_fps) as reader:
         for example in examples:
@@ -119,7 +146,7 @@ def _of_bundle(
                 inputs = {name: frames_THW[: len(example.frames)] for name, frames_THW in inputs.items()}
             if cam is None:
                 example.note = "no heat map: the bundle that scored it was not found"
-            elif isinstance(cam, FrameMap):
+            elif isinstance(cam, (FrameMap, PairRegions)):
                 probability_T, heat_THW, boxes = cam(inputs[seen.name])
                 if abs(float(probability_T.max()) - example.probability) > _DIFFERS:
                     example.note = f"computed anew for the picture: {probability_T.max():.3f}"
@@ -130,6 +157,14 @@ def _of_bundle(
                     example.note = f"computed anew for the picture: {probability_K[positive]:.3f}"
             step_ms = _STILL_MS if by_frame else 1000 * seen.stride / seen.fps
             example.picture, example.size = picture(inputs["shown"], heat_THW, step_ms, boxes)
+
+
+def _camera(bundle: Bundle) -> Any:
+    """What shows where a bundle's model looks."""
+    from angio_ray.models.grad_cam import GradCam
+
+    spec = TASKS[bundle.task]
+    return FrameMap(bundle) if spec.named_frames else PairRegions(bundle) if spec.paired_frames else GradCam(bundle)
 
 
 def _frames(reader: ClipReader, place: Mapping[str, Any], frames: Sequence[int] | None) -> dict[str, np.ndarray]:

@@ -69,7 +69,7 @@ def explain(
     example = Example(
         model=task, data=row["run_id"], outcome=None, clip_id=row["clip_id"], patient_id=row["patient_id"],
         bundle=dict(row["bundles"] or ()).get(task), probability=row[f"{task}_probability"], threshold=row[f"{task}_threshold"],
-        frames=tuple(one["frame"] for one in row["stenosis_frames"]) if TASKS[task].named_frames else None,
+        frames=_frames(row, task),
     )  # fmt: skip
     add_pictures(
         [example], places, lambda digest: find_bundle(digest, bundles), assume_fps=config.get("assume_fps"), size_px=_SHOWN_PX
@@ -77,6 +77,13 @@ def explain(
     if example.picture is None:
         raise TablesError(f"clip {row['clip_id'][:12]}: {example.note}")
     return Explanation(row["clip_id"], tuple(_lines(row, task, example)), example.picture)
+
+
+def _frames(row: dict[str, Any], task: str) -> tuple[int, ...] | None:
+    """Of tasks that see single frames or pairs: which."""
+    if TASKS[task].paired_frames:
+        return tuple(frame for pair in row["calcium_frames"] for frame in (pair["mask_frame"], pair["frame"]))
+    return tuple(one["frame"] for one in row["stenosis_frames"]) if TASKS[task].named_frames else None
 
 
 def _row(tables: ReportTables, clip: str, run: str | None, task: str) -> dict[str, Any]:
@@ -127,7 +134,16 @@ def _lines(row: dict[str, Any], task: str, example: Example) -> list[str]:
         for one in row["stenosis_frames"]:
             places = "; ".join(f"{b['x0']:.0f},{b['y0']:.0f} to {b['x1']:.0f},{b['y1']:.0f} px" for b in one["boxes"] or ())
             lines.append(f"frame {one['frame']}: {one['class']} ({one['probability']:.3f}){': ' * bool(places)}{places}")
-    if example.size[0] > _SHOWN_PX and TASKS[task].named_frames:
+    if TASKS[task].paired_frames:
+        (pair,), (region,) = row["calcium_frames"], row["calcium_regions"]
+        period, apart = row["calcium_heart_period_s"], row["calcium_phase_difference_frames"]
+        lines.append(f"pair: frames {pair['mask_frame']} and {pair['frame']}, {apart:.1f} frames apart in a beat of {period:.2f} s")
+        area = "" if region["area_mm2"] is None else f", {region['area_mm2']:.0f} mm2 at the patient"
+        where = f"{region['x0']},{region['y0']} to {region['x1']},{region['y1']} px" if region["area_px"] else "none"
+        lines.append(f"region to search (no calcium burden): {where}{area * bool(region['area_px'])}")
+    if example.size[0] > _SHOWN_PX and TASKS[task].paired_frames:
+        lines.append("right half: where the verdict comes from (block 6), boxes around the region to search (no proof)")
+    elif example.size[0] > _SHOWN_PX and TASKS[task].named_frames:
         lines.append("right half: the model's own map of what speaks for a narrowing, boxes around what stands out (no proof)")
     elif example.size[0] > _SHOWN_PX:  # two halves
         lines.append(f"right half: where the model finds what speaks for {called} (Grad-CAM; it is no proof)")

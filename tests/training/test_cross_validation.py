@@ -432,6 +432,12 @@ def test_calcification_is_learnt_on_pairs_of_frames_and_scored_with_its_regions(
             assert mask.size == (128, 128)
             assert sum(mask.histogram()[1:]) == region["area_px"]
         assert row["object_id"] in region["mask_uri"]
+    if scored:
+        out = tmp_path / "clip.webp"
+        explain = ["explain", "--clip", scored[0]["clip_id"], "--tables", str(tmp_path / "tables"), "--task", "calcium"]
+        assert main([*explain, "--out", str(out)]) == 0
+        with Image.open(out) as picture:
+            assert picture.n_frames == 2
 
 
 @pytest.mark.slow
