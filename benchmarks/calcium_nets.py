@@ -48,8 +48,7 @@ def show(name: str, rows: dict[str, dict[str, Any]], first: dict[str, dict[str, 
     print(f"{name}: {len(clips)} clips of {len(set(patients))} patients")
     print(f"  patches: precision {said(patches.precision)}, recall {said(patches.recall)}, F1 {said(patches.f1)}")
     print(f"  {', '.join(f'{figure} {said(regions.figures[figure])}' for figure in SHOWN)}")
-    counts = f"{regions.num_both} with both, {regions.num_missed} missed, {regions.num_false} false, {regions.num_neither} neither"
-    print(f"  {counts}")
+    print(f"  {regions.num_both} with both, {regions.num_missed} missed, {regions.num_false} false, {regions.num_neither} with none")
     if rows is first:
         return
     shared = sorted(rows.keys() & first.keys())

@@ -137,7 +137,8 @@ def _lines(row: dict[str, Any], task: str, example: Example) -> list[str]:
     if TASKS[task].paired_frames:
         (pair,), (region,) = row["calcium_frames"], row["calcium_regions"]
         period, apart = row["calcium_heart_period_s"], row["calcium_phase_difference_frames"]
-        lines.append(f"pair: frames {pair['mask_frame']} and {pair['frame']}, {apart:.1f} frames apart in a beat of {period:.2f} s")
+        of_pair = f"frames {pair['mask_frame']} and {pair['frame']}"
+        lines.append(f"pair: {of_pair}, {apart:.1f} frames apart in a beat of {period:.2f} s")
         area = "" if region["area_mm2"] is None else f", {region['area_mm2']:.0f} mm2 at the patient"
         where = f"{region['x0']},{region['y0']} to {region['x1']},{region['y1']} px" if region["area_px"] else "none"
         lines.append(f"region to search (no calcium burden): {where}{area * bool(region['area_px'])}")
