@@ -302,7 +302,7 @@ def evaluate(
     experiment: str | None = None,
     run: str | None = None,
     labels: str | None = None,
-    task: Literal["quality", "artery", "contrast", "stenosis"] | None = None,
+    task: Literal["quality", "artery", "contrast", "stenosis", "calcium"] | None = None,
     against: str | None = None,
     bundle: Annotated[list[Path] | None, Parameter(negative="")] = None,
     data: str | None = None,

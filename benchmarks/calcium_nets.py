@@ -48,7 +48,7 @@ def show(name: str, rows: dict[str, dict[str, Any]], first: dict[str, dict[str, 
     print(f"{name}: {len(clips)} clips of {len(set(patients))} patients")
     print(f"  patches: precision {said(patches.precision)}, recall {said(patches.recall)}, F1 {said(patches.f1)}")
     print(f"  {', '.join(f'{figure} {said(regions.figures[figure])}' for figure in SHOWN)}")
-    print(f"  {regions.num_both} with both, {regions.num_missed} missed, {regions.num_false} false, {regions.num_neither} with none")
+    print(f"  {regions.num_both} with both, {regions.num_missed} missed, {regions.num_false} false, {regions.num_neither} empty")
     if rows is first:
         return
     shared = sorted(rows.keys() & first.keys())
