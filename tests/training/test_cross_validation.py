@@ -114,14 +114,14 @@ def test_what_a_training_begins_from_says_whom_it_saw_and_must_fit(tmp_path: Pat
     weights = [NETS["x3d_s"].build().state_dict()]
     facts: dict[str, Any] = {"task": "quality", "net": "x3d_s", "state_dicts": weights, "threshold": 0.5}
     write_bundle(tmp_path / "patients", trained_on="patients", training_patients=["ab" * 16], **facts)
-    initial = _initial(config(start=tmp_path / "patients"), none)
+    initial = _initial(config(start=tmp_path / "patients"), none, ())
     assert (initial.trained_on, initial.seen) == ("patients", ("ab" * 16,))
     write_bundle(tmp_path / "darker", trained_on="synthetic", mean=(0.1, 0.1, 0.1), **facts)
     with pytest.raises(ConfigError, match="its window or normalisation is not the one that is trained with"):
-        _initial(config(start=tmp_path / "darker"), none)
+        _initial(config(start=tmp_path / "darker"), none, ())
     here = pa.table({"patient_id": ["ab" * 16], "group_id": ["ab" * 16]})
     with pytest.raises(ConfigError, match="has seen 1 of these patients"):
-        _initial(config(start=tmp_path / "patients"), here)
+        _initial(config(start=tmp_path / "patients"), here, ())
 
 
 def test_a_fold_that_ran_out_of_memory_says_what_to_change() -> None:
