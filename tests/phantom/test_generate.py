@@ -7,6 +7,7 @@ import multiprocessing
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import cv2
 import numpy as np
 import pyarrow.parquet as pq
 import pydicom
@@ -94,6 +95,12 @@ def test_labels_describe_the_files(made: Path) -> None:
             assert row["artery"] in ("LCA", "RCA")
             assert truth.filling_T.argmax() == row["best_frame"]
             assert truth.vessel_mask(row["best_frame"]).any()
+        for mask in row["calcification_masks"] or ():
+            drawn = cv2.imdecode(np.frombuffer(mask["png"], np.uint8), cv2.IMREAD_GRAYSCALE)
+            assert mask["frame"] < row["first_contrast"]
+            np.testing.assert_array_equal(drawn > 0, truth.calcium_mask(mask["frame"]))
+        if row["quality"] == "satisfactory":
+            assert len(row["calcification_masks"]) == min(3, row["first_contrast"])
         for stenosis in row["stenoses"]:
             assert any(np.allclose(box[1:], [stenosis[n] for n in ("x0", "y0", "x1", "y1")], atol=0.01)
                        for box in truth.boxes_in(stenosis["frame"]))  # fmt: skip

@@ -171,6 +171,19 @@ def test_csv_of_a_spreadsheet_and_nested_cells(indexed: TableRoot, tmp_path: Pat
     assert [detail for _, _, detail in said(join, "invalid_value")] == ["best_frame", "stenoses"]
 
 
+def test_outlines_are_pictures_or_where_they_lie(indexed: TableRoot, tmp_path: Path) -> None:
+    png = b"\x89PNG\r\n\x1a\n and the rest"
+    (tmp_path / "masks").mkdir()
+    (tmp_path / "masks" / "a.png").write_bytes(png)
+    (tmp_path / "masks" / "b.png").write_bytes(b"JFIF")
+    cells = [json.dumps([{"frame": 4, "path": f"masks/{name}.png"}]).replace('"', '""') for name in "abc"]
+    lines = [f'{uid(i)};"{cell}"' for i, cell in enumerate(cells)]
+    join = joined(indexed, tmp_path, "\n".join(["clip_id;calcification_masks", *lines]))
+    found = {row["clip_id"]: row["calcification_masks"] for row in join.clips.to_pylist()}
+    assert found == {uid(0): [{"frame": 4, "png": png}]}
+    assert [detail for _, _, detail in said(join, "invalid_value")] == ["calcification_masks"] * 2, "no PNG, and no file"
+
+
 def test_missing_numbers_of_pandas_are_missing(indexed: TableRoot, tmp_path: Path) -> None:
     columns = {
         "sop_instance_uid": ["1.2.0", "1.2.1"],

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
+import cv2
 import numpy as np
 import pytest
 import torch
@@ -21,6 +22,7 @@ from angio_ray.models import NETS, interface
 from angio_ray.models.classifier import ClipClassifier
 from angio_ray.models.interface import NOT_LAST, UNJUDGED
 from angio_ray.models.stenosis import NUM_BOXES, grown, shown_boxes, taken_apart
+from angio_ray.sampling import ClipWindow
 from angio_ray.training import loop
 from angio_ray.training.loop import (
     Epoch,
@@ -38,6 +40,7 @@ from angio_ray.training.loop import (
     thinned_targets,
     wrong_places,
 )
+from angio_ray.training.paired_frames import mask_of
 from angio_ray.training.recipes import (
     NO_AUGMENTATION,
     AugmentConfig,
@@ -47,6 +50,7 @@ from angio_ray.training.recipes import (
     find_recipe,
     parse_stages,
 )
+from angio_ray.training.region_results import clip_regions
 
 ONE = Place(threads=1)
 """Threads that wait for one another cost a loaded machine minutes."""
@@ -259,6 +263,53 @@ def test_a_detector_is_not_taught_on_frames_that_were_not_marked() -> None:
     made = loop._Loop("stenosis_fpn", part_, part_, recipe, 1, ONE, None)
     known = made._boxes(part_.boxes[:2], torch.eye(3).expand(2, 3, 3), None, None)
     assert [boxes is None for boxes in known] == [False, True, True, False, False, False], "nothing is marked on a clear clip"
+
+
+def outlined(count: int, seed: int = 0) -> Part:
+    """Pairs of frames of noise; the first of every second pair has a dark spot, which is outlined."""
+    rng = np.random.default_rng(seed)
+    pairs = rng.integers(120, 180, (count, 2, 128, 128)).astype(np.uint8)
+    pngs = []
+    for i, pair in enumerate(pairs):
+        mask = np.zeros((128, 128), np.uint8)
+        if i % 2 == 0:
+            x, y = rng.integers(8, 108, 2)
+            pair[0, y : y + 12, x : x + 12] = 20
+            mask[y : y + 12, x : x + 12] = 255
+        pngs.append(cv2.imencode(".png", mask)[1].tobytes())
+    return Part(InMemory(pairs), np.arange(1, count + 1) % 2, outlines=tuple(pngs))
+
+
+def test_a_classifier_of_patches_is_learnt_and_then_left_alone_while_its_regions_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = replace(NETS["resunet_s"], window=ClipWindow(name="pair_128px", size=128, start=0, length=2, stride=1))
+    monkeypatch.setitem(NETS, "resunet_s", small)
+    train, held_out = outlined(32), outlined(12, seed=1)
+    recipe = replace(
+        find_recipe("smoke", "resunet_s"), stages=parse_stages("128x2x8,roi128x2x8"), learning_rate=3e-3, region_rate=1e-2,
+        augment=AugmentConfig().scaled(0.2), step_epochs=20,
+    )  # fmt: skip
+    states: list[State] = []
+    fitted = fit(
+        "resunet_s", train, held_out, recipe, seed=1, place=ONE, after_epoch=lambda _, s: states.append(copy.deepcopy(s))
+    )
+    first, last = states[7].model, states[-1].model
+    for name in first:
+        assert torch.equal(first[name], last[name]) or name.startswith("decoder."), name
+    assert any(not torch.equal(first[name], last[name]) for name in first)
+    assert fitted.epochs[-1].patch_f1 is not None
+    assert fitted.epochs[-1].patch_f1 > 0.8
+    assert fitted.epochs[-1].heat_inside is not None
+    p_N = predict(fitted.classifier, held_out.clips, len(held_out), ONE)
+    assert roc_auc_score(held_out.target_N, p_N) > 0.95
+    said = predict_places(fitted.classifier, held_out.clips, len(held_out), ONE)
+    found = [
+        clip_regions(one, mask_of(png, 128), 0.5, recipe.dilations, None)
+        for one, png in zip(said, held_out.outlines, strict=True)
+    ]
+    covered = [clip.by_sigma[3].covered for clip in found[::2]]
+    assert np.median([share for share in covered if share is not None]) > 0.9
+    sizes = [clip.by_sigma[3].relative_area for clip in found[::2]]
+    assert np.median([size for size in sizes if size is not None]) < 3
 
 
 def test_places_where_the_net_was_wrong_lie_apart_and_outside_the_boxes() -> None:
