@@ -205,7 +205,7 @@ def compare_rows(
     scored = both.filter(pc.and_(pc.is_valid(both["probability_a"]), pc.is_valid(both["probability_b"])))
     pairs = scored.select(["key", "probability_a", "probability_b", "positive_a", "positive_b"])
     pairs = pairs.rename_columns(["clip_id", *pairs.column_names[1:]]).sort_by("clip_id")
-    has_verdict = columns.satisfactory is not None or columns.threshold is not None
+    has_verdict = columns.satisfactory is not None or any(side.thresholds for side in sides)
     return Comparison(
         task=task,
         a=sides[0],

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from angio_ray.models.regions import NUM_PATCHES
 from angio_ray.sampling import ClipWindow
 
 if TYPE_CHECKING:
@@ -442,12 +443,16 @@ def _fastest(measured: Sequence[Measurement]) -> Measurement | None:
 
 
 def _difference(found: np.ndarray, expected: np.ndarray, bundle: Bundle) -> float:
-    """The largest of any class's probability; that of a cell of a map counts a fifth, since a box follows from many of them.
+    """The largest of any class's probability; that of a cell of a map, or of a region's pixel, counts a fifth, since a box or a
+    region follows from many of them.
 
     A detector's boxes do not count: the order of those that are as good as others changes with the last digits.
     """
     apart = np.abs(found - expected)
-    num_classes = len(bundle.classes) if apart.ndim > 2 else apart.shape[-1]
+    if _spec(bundle).layout == "B2HW-regions":
+        num_classes = len(bundle.classes) + NUM_PATCHES
+    else:
+        num_classes = len(bundle.classes) if apart.ndim > 2 else apart.shape[-1]
     boxes = 5 * _spec(bundle).num_boxes * len(bundle.weights)
     cells = apart[..., num_classes : apart.shape[-1] - boxes]
     return float(max(apart[..., :num_classes].max(), 0.2 * cells.max(initial=0.0)))

@@ -102,7 +102,7 @@ def render(rows: Sequence[CostRow]) -> None:
     console.print(table)
     if backend := next((row.backend for row in rows if row.backend), None):
         console.print(f"Here: {backend}. GMAC of r18_2d and r152_2d are one frame's (a clip has four), so are those of nets for "
-                      "stenosis (eight), else the clip's.")
+                      "stenosis (eight), those of nets for calcium one patch's (a pair has five), else the clip's.")
 
 
 def _number(value: float | None, places: int | None = None) -> str:

@@ -53,6 +53,10 @@ class RegionOnly(nn.Module):
         logits_B1HW: Tensor = self.net(pair_B2HW)
         return logits_B1HW.flatten(1).amax(dim=1), logits_B1HW
 
+    def forward(self, pair_B2HW: Tensor) -> tuple[Tensor, Tensor]:
+        """See `regions`."""
+        return self.regions(pair_B2HW)
+
     def freeze_classifier(self) -> None:
         """There is none."""
 

@@ -137,6 +137,8 @@ class PhantomConfig:
     def name(self) -> str:
         """What the UIDs of this set are named after: two sets of one seed share none, although they show the same people."""
         drawn = {key: value for key, value in asdict(self).items() if key not in ("patients", "seed", "twins")}
+        if self.diseased == 0.5:  # sets from before there was another share keep their UIDs
+            del drawn["diseased"]
         if drawn == {key: value for key, value in asdict(PhantomConfig()).items() if key in drawn}:
             return str(self.seed)
         return f"{self.seed}-{hashlib.sha256(repr(sorted(drawn.items())).encode()).hexdigest()[:6]}"

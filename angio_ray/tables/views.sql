@@ -123,8 +123,9 @@ stenosis AS (
 ),
 calcium AS (
     SELECT
-        clip_key, run_id AS calcium_run_id, calcium_status, calcium_reason, calcium_probability, calcium_roi_area_mm2,
-        calcium_frames
+        clip_key, run_id AS calcium_run_id, calcium_status, calcium_reason, calcium_probability, calcium_threshold,
+        calcium_roi_area_mm2, calcium_frames, calcium_regions, calcium_heart_period_s, calcium_phase_quality,
+        calcium_phase_difference_frames
     FROM (
         SELECT * FROM candidates WHERE has_calcium
         QUALIFY row_number() OVER (PARTITION BY object_id ORDER BY age) = 1

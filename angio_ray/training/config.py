@@ -118,6 +118,8 @@ class TrainConfig:
             raise ConfigError("--at-least goes with --threshold sensitivity or specificity, and only with them")
         if self.at_least is not None and not 0 < self.at_least <= 1:
             raise ConfigError(f"--at-least {self.at_least:g}: a share, above 0 and up to 1")
+        if net == _DETECTOR and not self.net.startswith(_DETECTOR):
+            raise ConfigError(f"--net {self.net} is no detector; there is {_DETECTOR}, {_DETECTOR}_3cat")
         if self.net.startswith(_DETECTOR) and not self.start:
             raise ConfigError("--start: a detector needs the bundle of a classifier, whose features it looks at")
         if self.weights and self.start:
@@ -165,7 +167,20 @@ class TrainConfig:
         window = NETS[self.net].window
         if any(stage.regions for stage in recipe.stages) != (NETS[self.net].layout == "B2HW-regions"):
             raise ConfigError(f"stages {','.join(map(str, recipe.stages))}: roi stages are for calcium, which needs one")
+        parts = NETS[self.net].layout == "B2HW-regions" or NETS[self.net].num_boxes > 0
+        if parts and self.workers > 1:
+            raise ConfigError(f"--workers {self.workers}: {self.net} learns part by part, in one worker")
+        if parts and (recipe.keep == "best" or recipe.patience):
+            raise ConfigError(f"--keep and --patience: while {self.net}'s last part learns its classes stay, take --keep last")
+        if NETS[self.net].num_boxes and not recipe.box_weight:
+            raise ConfigError(f"--box-weight 0: the boxes are all that teaches {self.net}")
         for stage in recipe.stages:
+            if NETS[self.net].layout == "B2HW-regions" and (stage.frames != 2 or stage.size % 64 or stage.cut):
+                raise ConfigError(f"stage {stage}: {self.net} sees 2 frames, of a multiple of 64 px")
+            if self.net == "transunet" and stage.size != window.size:
+                raise ConfigError(f"stage {stage}: {self.net} sees frames of {window.size} px")
+            if self.net.startswith("stenosis_") and stage.size % 8:
+                raise ConfigError(f"stage {stage}: {self.net} sees frames of a multiple of 8 px")
             if stage.size > window.size or stage.frames > window.num_frames:
                 raise ConfigError(f"stage {stage}: {self.net} sees {window.num_frames} frames of {window.size} px at most")
         if self.task in TASKS and not TASKS[self.task].mirrors:

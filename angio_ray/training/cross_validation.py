@@ -317,9 +317,12 @@ def _train(config: TrainConfig) -> TrainSummary:
         _stop(stop)
         inputs, pairs = _named_inputs(clips, config) if TASKS[config.task].named_frames else clips, {}
         workers = max(1, int(sum(node.get("CPU", 0.0) for node in nodes)))
+        rejected: dict[str, tuple[str, str | None]] = {}
         if TASKS[config.task].paired_frames:
             whole = ClipCache(cache.place, WHOLE_112, assume_fps=config.assume_fps)
-            usable_N = _usable(clips, whole.fill(clips, source, workers=workers))
+            small = whole.fill(clips, source, workers=workers)
+            rejected.update(small.rejected)
+            usable_N = _usable(clips, small)
             clips, target_N = clips.filter(pa.array(usable_N)), target_N[usable_N]
             pairs = _found_pairs(clips, whole)
             there = np.array([clip_id in pairs for clip_id in clips["clip_id"].to_pylist()], np.bool_)
@@ -327,6 +330,7 @@ def _train(config: TrainConfig) -> TrainSummary:
             check_plan(clips, target_N, plan)
             inputs = _paired_inputs(clips, pairs)
         filled = cache.fill(inputs, source, workers=workers)
+        rejected.update(filled.rejected)
         usable_N = _usable(clips, filled)
         clips, target_N = clips.filter(pa.array(usable_N)), target_N[usable_N]
         with _another_name("fold-set"):
@@ -365,7 +369,7 @@ def _train(config: TrainConfig) -> TrainSummary:
         name=config.name,
         lines=(*summary_lines(experiment, figures), *study_lines(experiment, root)),
         figures=figures,
-        rejected=filled.rejected,
+        rejected=rejected,
         bundles=out.child(config.name, "bundles"),
         seconds=time.monotonic() - started,
     )
@@ -431,7 +435,11 @@ def _found_pairs(clips: pa.Table, whole: ClipCache) -> dict[str, list[PairedFram
     rows = clips.to_pylist()
     parts = [rows[begin : begin + _CLIPS_A_TASK] for begin in range(0, len(rows), _CLIPS_A_TASK)]
     pairs, lacking = {}, Counter[str]()
-    for part, found in zip(parts, ray.get([_pairs_of.remote(part, whole) for part in parts]), strict=True):
+    try:
+        answers = ray.get([_pairs_of.remote(part, whole) for part in parts])
+    except ray.exceptions.RayError as error:
+        raise RunError(f"not finished: the pairs broke ({type(error).__name__}); run the same command again", 1) from error
+    for part, found in zip(parts, answers, strict=True):
         for row, (of_clip, why) in zip(part, found, strict=True):
             if of_clip:
                 pairs[row["clip_id"]] = of_clip

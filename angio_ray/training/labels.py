@@ -12,7 +12,8 @@ A label file has one row per clip: a column that names the clip and any of the l
     heart_period_frames                 frames
     calcified, synthetic                true | false (also yes, no, 1, 0)
     stenoses         list of (segment, percent, length_mm, frame, x0, y0, x1, y1); in CSV the same as JSON
-    calcification_masks    list of (frame, png), the bytes of a PNG; in CSV as JSON (frame, path), below the label file's folder
+    calcification_masks    list of (frame, png), the bytes of a PNG, one of a frame; in CSV as JSON (frame, path), a path below
+                     the label file's folder
 
 That is what the phantom's `labels.parquet` has. Other columns are named and not read. CSV: UTF-8; comma, semicolon or
 tab. Knows nothing of pixels, models or Ray; what it says of a clip is a line number and pseudonyms.
@@ -32,6 +33,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, Literal
 
+import cv2
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -424,14 +426,18 @@ def _masks(cell: Any, folder: str) -> list[dict[str, Any]]:
     kept = []
     for mask in json.loads(cell) if isinstance(cell, str) else cell:
         png = mask["png"] if "png" in mask else Storage(folder or "/").read_bytes(_key("path", mask["path"], folder))
-        if len(mask) != 2 or not isinstance(png, bytes) or not png.startswith(_PNG):
+        drawn = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_GRAYSCALE) if isinstance(png, bytes) and png else None
+        if len(mask) != 2 or drawn is None:
             raise ValueError
-        kept.append({"frame": _frame(mask["frame"]), "png": png})
+        # anew: what else a program wrote into the picture may name a person
+        again = cv2.imencode(".png", 255 * (drawn > 0).astype(np.uint8))[1].tobytes()
+        kept.append({"frame": _frame(mask["frame"]), "png": again})
+    if len({mask["frame"] for mask in kept}) < len(kept):
+        raise ValueError
     return kept
 
 
 _MASKS = "calcification_masks"
-_PNG = b"\x89PNG\r\n\x1a\n"
 _STENOSIS = tuple(field.name for field in _LABELS.field("stenoses").type.value_type)
 _PARSERS: dict[str, Callable[[Any], Any]] = {
     "quality": _one_of("satisfactory", "unsatisfactory"),

@@ -296,8 +296,10 @@ class _Loop:
         torch.manual_seed(seed)
         self.classifier = ClipClassifier(NETS[net])
         if start is not None:
-            # of a detector a classifier's weights are a part
-            self.classifier.net.load_state_dict(dict(start), strict=not self.classifier.num_boxes)
+            detector = bool(self.classifier.num_boxes)  # of it a classifier's weights are a part
+            left = self.classifier.net.load_state_dict(dict(start), strict=not detector)
+            if left.unexpected_keys or any(name.startswith(("features.", "cells.")) for name in left.missing_keys):
+                raise FitError(f"the weights to begin from are not those of a classifier that {net} can look at")
         else:
             close_branches(self.classifier.net)
         fit_for_training(self.classifier, self.device)
@@ -386,7 +388,8 @@ class _Loop:
         if stage.regions:
             self.classifier.net.freeze_classifier()  # type: ignore[operator]
         begun_at = recipe.region_rate if stage.regions else recipe.learning_rate
-        rate = begun_at * recipe.gamma ** (number // recipe.step_epochs)  # StepLR
+        steps = (self.state.stage_epoch if stage.regions else number) // recipe.step_epochs
+        rate = begun_at * recipe.gamma**steps  # StepLR
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         torch.manual_seed(_mixed(self.seed, number, place.rank, 1))  # dropout
@@ -586,7 +589,8 @@ class _Loop:
         rows = np.flatnonzero((rng.random(len(self.train)) < _LOOKED_AT) & np.array([b is not None for b in self.train.boxes]))
         self.classifier.eval()
         for batch, x in zip(parts := _batches_of(rows, _WHOLE_CLIPS_AT_ONCE), _read_ahead(self.train.clips, parts), strict=True):
-            place = int(rng.integers(x.shape[1]))
+            judged = int((self.target_N[batch] != UNJUDGED).sum(dim=1).min())  # what comes after only fills the clip up
+            place = int(rng.integers(max(1, judged)))
             maps = cell_probability(self.classifier.maps(x[:, place : place + 1].to(self.device)).float())[:, 0].cpu().numpy()
             for row, cells in zip(batch.tolist(), maps, strict=True):
                 marked = self.train.boxes[row]
@@ -647,7 +651,9 @@ class _Loop:
         if state.best_model:
             self.classifier.net.load_state_dict(state.best_model)
             best_epoch = state.best_epoch
-        if self.recipe.settle_clips and not self.recipe.stages[-1].cut:
+        # not where parts stay as they are: what is reset there would never be measured anew
+        frozen = self.regions or bool(self.classifier.num_boxes)
+        if self.recipe.settle_clips and not self.recipe.stages[-1].cut and not frozen:
             as_scored = self.train.num_as_scored or len(self.train)
             rows = np.random.default_rng((self.seed, 0, 0)).permutation(as_scored)[: self.recipe.settle_clips]
             batches = _read_ahead(self.train.clips, _batches_of(rows, _at_once(self.classifier, _SETTLED_AT_ONCE)))

@@ -119,8 +119,11 @@ def detection_loss(
     for frame, boxes_S5 in enumerate(boxes_N):
         if boxes_S5 is None:
             continue
+        middles = (boxes_S5[:, 1:3] + boxes_S5[:, 3:5]) / 2
+        inside = ((middles > 0) & (middles < 1)).all(dim=1)  # of others no anchor may be near
+        kinds = torch.where(inside | (boxes_S5[:, 0] <= 0), boxes_S5[:, 0], -1.0)
         all_S4 = torch.from_numpy(grown(boxes_S5[:, 1:].cpu().numpy(), smallest / size)).float().to(anchors_A4.device) * size
-        counted, unknown = all_S4[boxes_S5[:, 0] > 0], all_S4[boxes_S5[:, 0] < 0]
+        counted, unknown = all_S4[kinds > 0], all_S4[kinds < 0]
         of_A = torch.full((len(anchors_A4),), Matcher.BELOW_LOW_THRESHOLD, device=anchors_A4.device)
         if len(counted):
             of_A = matcher(box_iou(counted, anchors_A4))

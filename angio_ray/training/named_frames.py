@@ -11,6 +11,7 @@ Shapes: S boxes of a clip on the frames shown; of a narrowing one on each of the
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -124,10 +125,15 @@ def _candidates(row: Mapping[str, Any], count: int) -> list[int]:
 
 
 def _boxes(row: Mapping[str, Any], frames: Sequence[int], num_classes: int) -> NDArray[np.float32] | None:
-    by_segment: dict[str | None, list[Mapping[str, Any]]] = {}
-    for stenosis in row["stenoses"]:
+    by_segment: dict[Any, list[Mapping[str, Any]]] = {}
+    seen = Counter((s.get("segment"), s.get("frame")) for s in row["stenoses"])
+    twice = {segment for (segment, _), number in seen.items() if number > 1}
+    for number, stenosis in enumerate(row["stenoses"]):
         if _corners(stenosis) and row["rows"] and row["columns"]:
-            by_segment.setdefault(stenosis.get("segment"), []).append(stenosis)
+            segment = stenosis.get("segment")
+            # boxes of one segment are one narrowing on several frames, unless there are several of them, or none is named
+            alone = segment is None or segment in twice
+            by_segment.setdefault(number if alone else segment, []).append(stenosis)
         elif _may_count(stenosis):
             return None
     boxes = []

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from angio_ray.models.contrast import CANDIDATE_STEP, CONTRAST_FPS, candidates_between
-from angio_ray.models.heart_phase import frame_pair, heart_phase
+from angio_ray.models.heart_phase import NO_FULL_CONTRAST, frame_pair, heart_phase
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -41,6 +41,8 @@ def paired_frames(
     """
     first, begin, end = (row[name] for name in ("first_contrast", "contrast_begin", "contrast_end"))
     shown = shown_T.tolist()
+    if begin > shown[-1]:
+        return [], NO_FULL_CONTRAST
     heart = heart_phase(
         frames_THW[: len(shown)], step_s=1 / CONTRAST_FPS, first_contrast=min(int(np.searchsorted(shown_T, first)), len(shown))
     )
@@ -48,6 +50,8 @@ def paired_frames(
     found, why = [], None
     for mask in row["calcification_masks"] or ():
         nearest = int(np.abs(shown_T - mask["frame"]).argmin())
+        if mask["frame"] > shown[-1]:  # beyond the file, or beyond what is looked at
+            continue
         pair = frame_pair(heart, [nearest], full)
         if pair.contrast is None or pair.difference_frames is None:
             why = pair.reason

@@ -432,7 +432,7 @@ def _regions(size: int, epochs: int, region_epochs: int, **changes: Any) -> Reci
 
 
 _DOUBLE_HEADS = ("resunet_18", "resunet_18_one_head", "resunet_s", "resunet_s_one_head")
-_REGION_NETS = ("unet", "transunet", "mask_rcnn", "fcos")
+_REGION_NETS = ("unet", "transunet")
 _CATEGORIES = ("", "_3cat")
 """Suffixes of nets with the paper's two and three classes of stenosis."""
 

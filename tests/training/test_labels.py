@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import cv2
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -172,7 +174,8 @@ def test_csv_of_a_spreadsheet_and_nested_cells(indexed: TableRoot, tmp_path: Pat
 
 
 def test_outlines_are_pictures_or_where_they_lie(indexed: TableRoot, tmp_path: Path) -> None:
-    png = b"\x89PNG\r\n\x1a\n and the rest"
+    drawn = np.eye(9, dtype=np.uint8)
+    png = cv2.imencode(".png", 255 * drawn)[1].tobytes()
     (tmp_path / "masks").mkdir()
     (tmp_path / "masks" / "a.png").write_bytes(png)
     (tmp_path / "masks" / "b.png").write_bytes(b"JFIF")
@@ -180,7 +183,10 @@ def test_outlines_are_pictures_or_where_they_lie(indexed: TableRoot, tmp_path: P
     lines = [f'{uid(i)};"{cell}"' for i, cell in enumerate(cells)]
     join = joined(indexed, tmp_path, "\n".join(["clip_id;calcification_masks", *lines]))
     found = {row["clip_id"]: row["calcification_masks"] for row in join.clips.to_pylist()}
-    assert found == {uid(0): [{"frame": 4, "png": png}]}
+    assert list(found) == [uid(0)]
+    (mask,) = found[uid(0)]
+    assert mask["frame"] == 4
+    np.testing.assert_array_equal(cv2.imdecode(np.frombuffer(mask["png"], np.uint8), cv2.IMREAD_GRAYSCALE), 255 * drawn)
     assert [detail for _, _, detail in said(join, "invalid_value")] == ["calcification_masks"] * 2, "no PNG, and no file"
 
 

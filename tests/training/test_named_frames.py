@@ -56,9 +56,9 @@ def test_a_clip_whose_frames_or_class_are_not_known_has_none(lacking: dict[str, 
 
 
 def test_boxes_are_shares_of_the_frame_on_theirs_and_of_the_nearest_mark_elsewhere() -> None:
-    moved = box(frame=31, x0=512.0, x1=768.0)
+    moved = box(frame=31, segment="LAD", x0=512.0, x1=768.0)
     others = [box(frame=25, segment="D1", percent=10.0), box(frame=None, segment="PLV")]
-    row = clip(contrast_end=33, stenoses=[box(frame=24), moved, *others])
+    row = clip(contrast_end=33, stenoses=[box(frame=24, segment="LAD"), moved, *others])
     found = named(row)
     assert found.frames == (21, 24, 27, 30, 33)
     shares = {0.25: [0.25, 0.25, 0.5, 0.5], 0.5: [0.5, 0.25, 0.75, 0.5]}
@@ -68,6 +68,15 @@ def test_boxes_are_shares_of_the_frame_on_theirs_and_of_the_nearest_mark_elsewhe
         expected += [[place, not own, 1, *shares[x0]], [place, 1, 0, *shares[0.25]], [place, 1, 1, *shares[0.25]]]
     assert found.boxes_S7.tolist() == expected
     assert found.target == 1
+
+
+def test_narrowings_without_a_segment_or_several_of_one_stand_alone() -> None:
+    for segments in ((None, None), ("LAD", "LAD")):
+        marks = [box(frame=21, segment=segments[0]), box(frame=33, segment=segments[1], x0=512.0, x1=768.0)]
+        both_on_one = [] if segments[0] is None else [box(frame=33, segment="LAD", x0=0.0, x1=64.0)]
+        found = named(clip(contrast_end=33, stenoses=marks + both_on_one))
+        of_first = found.boxes_S7[found.boxes_S7[:, 0] == 0]
+        assert len(of_first) == len(marks + both_on_one), "none of them is the same on another frame"
 
 
 def test_of_one_unknown_degree_the_class_of_its_box_is_unknown() -> None:

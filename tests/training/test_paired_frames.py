@@ -6,7 +6,7 @@ import cv2
 import numpy as np
 import pytest
 
-from angio_ray.models.heart_phase import NO_PRECONTRAST_FRAMES
+from angio_ray.models.heart_phase import NO_FULL_CONTRAST, NO_PRECONTRAST_FRAMES
 from angio_ray.training.paired_frames import mask_of, paired_frames
 from tests.models.test_calcium import PERIOD, beating
 
@@ -43,6 +43,10 @@ def test_frames_are_the_files_own() -> None:
 def test_why_there_is_no_pair_is_told() -> None:
     assert paired_frames(row(first_contrast=8), beating(), np.arange(90)) == ([], NO_PRECONTRAST_FRAMES)
     assert paired_frames(row(calcification_masks=None), beating(), np.arange(90)) == ([], None)
+    late = row(first_contrast=300, contrast_begin=320, contrast_end=350)
+    assert paired_frames(late, beating(), np.arange(90)) == ([], NO_FULL_CONTRAST), "beyond what is looked at"
+    beyond = row(calcification_masks=[{"frame": 95, "png": png(np.eye(8))}])
+    assert paired_frames(beyond, beating(), np.arange(90)) == ([], None)
 
 
 def test_a_mask_of_another_size_keeps_what_covers_a_quarter_of_a_pixel() -> None:

@@ -25,7 +25,7 @@ from angio_ray.training.recipes import (
 
 def test_the_papers_recipes_are_as_the_paper_states() -> None:
     """Spec section 1: Adam, StepLR(30), over 100 epochs; 2D 5e-5, 1e-3, 32; 3D 1e-4, 1e-3, 32; X3D-S 1e-4, 1e-4, 64."""
-    quality = {net: recipe for net, recipe in RECIPES["paper"].items() if not NETS[net].per_frame}
+    quality = {net: recipe for net, recipe in RECIPES["paper"].items() if NETS[net].layout in ("BCTHW", "BTCHW-mean")}
     stated = {net: (r.learning_rate, r.weight_decay, r.batch_size, r.step_epochs) for net, r in quality.items()}
     assert stated == {
         "r18_2d": (5e-5, 1e-3, 32, 30),
@@ -145,7 +145,7 @@ def test_the_command_in_a_card_asks_for_the_same() -> None:
     ("task", "options", "message"),
     [
         ("stenosis", {"only": ("frame=3",)}, "--only frame=3: artery=, view= or quality_class= and a value"),
-        ("stenosis", {"net": "x3d_s"}, "--net x3d_s is not for stenosis; there is stenosis_s, inception_v3"),
+        ("stenosis", {"net": "x3d_s"}, "--net x3d_s is not for stenosis; there is stenosis_s, stenosis_fpn, inception_v3"),
         ("stenosis", {"changes": RecipeChanges(balance="sampler")}, "--balance sampler"),
         ("stenosis", {"changes": RecipeChanges(stages="cut64x2x1", box_weight=0.0)}, "need a box weight"),
         ("stenosis", {"changes": RecipeChanges(loss="f1")}, "--loss f1"),
