@@ -100,7 +100,8 @@ def decoded(paths: list[Path], windows) -> tuple[dict, dict, list[dict], float]:
     reader.close()
     batch = [clips[i % len(clips)] for i in range(BATCH)]
     inputs = {w.name: np.stack([clip.inputs[w.name] for clip in batch]) for w in unique}
-    frames = {w.name: [np.asarray(clip.frames[w.name]) for clip in batch] for w in unique}
+    chosen = {w.name: [clip.selections[w.name] for clip in batch] for w in unique}
+    frames = {name: [np.asarray(s.indices[: s.num_shown]) for s in found] for name, found in chosen.items()}
     headers = [{"rows": SIZE, "columns": SIZE} for _ in batch]
     return inputs, frames, headers, 1000 * spent / len(paths)
 

@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 from angio_ray.evaluation.regions import FIGURES, RegionFigures, compare_regions, presence, summarised
 from angio_ray.models.calcium import final_region, taken_apart
-from angio_ray.training.regions import KERNEL, holds_calcification, target_region
-from angio_ray.training.stenosis_results import _stated_rows
+from angio_ray.training.regions import holds_calcification, kernel_at, target_region
+from angio_ray.training.stenosis_results import stated_rows
 
 SIGMAS = (1, 3, 5)
 """Of the Gaussian filter that refines a region, px: those of the paper, which reports the second."""
@@ -59,7 +59,7 @@ def clip_regions(
     """Compare what a net says of a pair with the outline of its first frame, both squares at the net's size."""
     size = len(outline_HW)
     _, verdict_5, region_5PP = taken_apart(said_X, size)
-    target = target_region(outline_HW, iterations=dilations, kernel=max(1, round(KERNEL * size / 512) // 2 * 2 + 1))
+    target = target_region(outline_HW, iterations=dilations, kernel=kernel_at(size))
     regions = {sigma: final_region(verdict_5, region_5PP, threshold, size, sigma=sigma) for sigma in SIGMAS}
     return ClipRegions(
         by_sigma={
@@ -89,8 +89,8 @@ def region_figures(clips: Sequence[ClipRegions], patients: Sequence[str]) -> dic
 def region_rows(metrics: Sequence[Mapping[str, float]]) -> list[dict[str, Any]]:
     """Rows of `metrics` of regions and patches, by fold and over them, from what each fold's bundle states."""
     return [
-        *_stated_rows(metrics, "test_region_", "", {"subgroup": "regions", "subgroup_value": "median of the patients"}),
-        *_stated_rows(metrics, "test_patch_", "", {"subgroup": "level", "subgroup_value": "patch"}),
+        *stated_rows(metrics, "test_region_", "", {"subgroup": "regions", "subgroup_value": "median of the patients"}),
+        *stated_rows(metrics, "test_patch_", "", {"subgroup": "level", "subgroup_value": "patch"}),
     ]
 
 

@@ -36,6 +36,11 @@ KERNEL = 11
 _DICE = DiceLoss(sigmoid=True, batch=True)
 
 
+def kernel_at(size: int) -> int:
+    """KERNEL for a frame of `size` px, an odd number."""
+    return max(1, round(KERNEL * size / 512) // 2 * 2 + 1)
+
+
 def target_region(
     calcification_HW: NDArray[np.bool_], *, iterations: int = ITERATIONS, kernel: int = KERNEL
 ) -> NDArray[np.bool_]:
@@ -101,7 +106,7 @@ def region_targets(masks_BHW: NDArray[np.bool_], iterations: int) -> tuple[Tenso
 
     The kernel is KERNEL px of a frame of 512 px. Distances are of whole frames, so that those of patches go on over their edges.
     """
-    kernel = max(1, round(KERNEL * masks_BHW.shape[-1] / 512) // 2 * 2 + 1)
+    kernel = kernel_at(masks_BHW.shape[-1])
     targets = np.stack([target_region(mask, iterations=iterations, kernel=kernel) for mask in masks_BHW])
     distances = np.stack([signed_distance(target) for target in targets])
     return torch.from_numpy(targets[:, None].astype(np.float32)), torch.from_numpy(distances[:, None])

@@ -300,20 +300,19 @@ def write_summary(
         return summary
     kept = held_out(rows)
     target, probability = kept["target"].to_pylist(), kept["probability"].to_pylist()
+    stated = [(_manifest(experiment, number) or {}).get("metrics", {}) for number in numbers]
     counts = {"num_clips": len(kept), "num_positive": sum(target), "num_patients": summary.num_patients}
     figures = [
         *folds_rows(summary),
         *calibration_rows(calibration(target, probability), scope="pooled", **counts),
         *decision_rows(decision_curve(target, probability), scope="pooled", **counts),
-        *_cost_rows([(_manifest(experiment, number) or {}).get("metrics", {}) for number in numbers]),
+        *_cost_rows(stated),
     ]
     if TASKS[experiment.task].named_frames:
         for level in level_summaries(with_artery(kept, experiment.clips), resamples=experiment.resamples):
             figures += level.rows()
-        stated = [(_manifest(experiment, number) or {}).get("metrics", {}) for number in numbers]
         figures += [*frame_rows(stated), *box_rows(stated)]
     if TASKS[experiment.task].paired_frames:
-        stated = [(_manifest(experiment, number) or {}).get("metrics", {}) for number in numbers]
         figures += region_rows(stated)
     _maybe_ensemble(experiment, summary)
     facts = _facts(experiment, None)

@@ -195,19 +195,20 @@ def box_rows(metrics: Sequence[Mapping[str, float]]) -> list[dict[str, Any]]:
     rows = []
     for iou in IOUS:
         end = f"_iou{iou * 100:.0f}"
-        rows += _stated_rows(metrics, "test_box_", end, {"subgroup": "boxes", "subgroup_value": f"IoU {iou:g}"})
-        rows += _stated_rows(metrics, "test_map_box_", end, {"subgroup": "boxes of the map", "subgroup_value": f"IoU {iou:g}"})
+        rows += stated_rows(metrics, "test_box_", end, {"subgroup": "boxes", "subgroup_value": f"IoU {iou:g}"})
+        rows += stated_rows(metrics, "test_map_box_", end, {"subgroup": "boxes of the map", "subgroup_value": f"IoU {iou:g}"})
     return rows
 
 
 def frame_rows(metrics: Sequence[Mapping[str, float]]) -> list[dict[str, Any]]:
     """Rows of `metrics` of single frames, by fold and over them, from what each fold's bundle states."""
-    return _stated_rows(metrics, "test_frame_", "", {"subgroup": "level", "subgroup_value": "frame"})
+    return stated_rows(metrics, "test_frame_", "", {"subgroup": "level", "subgroup_value": "frame"})
 
 
-def _stated_rows(
+def stated_rows(
     metrics: Sequence[Mapping[str, float]], begin: str, end: str, same: dict[str, str]
 ) -> list[dict[str, Any]]:
+    """Rows of `metrics`, by fold and over them, of the figures of bundles whose names begin and end so."""
     names = sorted({name for fold in metrics for name in fold if name.startswith(begin) and name.endswith(end)})
     short = {name: name.removeprefix(begin).removesuffix(end) for name in names}
     rows: list[dict[str, Any]] = [
