@@ -82,6 +82,11 @@ class ClipClassifier(nn.Module):
         log_odds: Tensor = self.net(self._normalised(x_BTHW))
         return log_odds
 
+    def with_vessels(self, x_BTHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Maps, and what the net draws of the vessels (`frame_maps.FrameMaps.with_vessels`)."""
+        found: tuple[Tensor, Tensor, Tensor] = self.net.with_vessels(self._normalised(x_BTHW))  # type: ignore[operator]
+        return found
+
     def forward(self, x_BTHW: Tensor) -> Tensor:
         """Class probabilities (B, K), or (B, T, K), float32.
 

@@ -33,7 +33,7 @@ class FrameDetector(FrameMaps):
 
     def __init__(self, maps: FrameMaps, num_features: int, *, stride: int = 8, width: int = 32) -> None:
         """`maps`: whose features these are, with cells of `stride` px. `width`: channels of the pyramid."""
-        super().__init__(maps.features, num_features, maps.cells.out_channels + 1)
+        super().__init__(maps.features, num_features, maps.cells.out_channels + 1, vessels=maps.vessels)
         self.cells = maps.cells
         self._strides = [stride * 2**level for level in range(len(_SIDES))]
         self.coarser = nn.ModuleList(
@@ -48,8 +48,9 @@ class FrameDetector(FrameMaps):
         self.anchors = AnchorGenerator(tuple((side,) for side in _SIDES), (_RATIOS,) * len(_SIDES))
         self.head = RetinaNetHead(width, len(_RATIOS), 1, norm_layer=nn.BatchNorm2d)
         self.coder = BoxCoder((1.0, 1.0, 1.0, 1.0))
-        for part in (self.features, self.cells):
-            part.requires_grad_(False)
+        for part in (self.features, self.cells, self.vessels):
+            if part is not None:
+                part.requires_grad_(False)
 
     def train(self, mode: bool = True) -> FrameDetector:
         """As every module's, but the classifier stays in its evaluation mode: its statistics are not to change."""

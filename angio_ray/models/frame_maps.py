@@ -20,10 +20,14 @@ from angio_ray.models.classifier import KINETICS_MEAN, KINETICS_STD
 class FrameMaps(nn.Module):
     """Maps (B, T, K - 1, h, w) of clips (B, C, T, H, W), each frame by itself."""
 
-    def __init__(self, features: nn.Module, num_features: int, classes: int, *, bias: float = 0.0) -> None:
-        """`features`: (N, C, H, W) -> (N, F, h, w). `bias`: log-odds of every class but the first to begin with."""
+    def __init__(
+        self, features: nn.Sequential, num_features: int, classes: int, *, bias: float = 0.0, vessels: nn.Conv2d | None = None
+    ) -> None:
+        """`features`: (N, C, H, W) -> (N, F, h, w). `bias`: log-odds of every class but the first to begin with. `vessels`: what
+        `with_vessels` draws from the first _FINE of the features."""
         super().__init__()
         self.features = features
+        self.vessels = vessels
         self.cells = nn.Conv2d(num_features, classes - 1, 1)
         assert self.cells.bias is not None
         nn.init.constant_(self.cells.bias, bias)
@@ -33,6 +37,22 @@ class FrameMaps(nn.Module):
         num_frames = x_BCTHW.shape[2]
         maps: Tensor = self.cells(self.features(x_BCTHW.transpose(1, 2).flatten(0, 1)))
         return maps.unflatten(0, (-1, num_frames))
+
+    def with_vessels(self, x_BCTHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The maps, then of the N pictures the log-odds that a pixel is a vessel's, (N, 1, H, W), and the natural logarithm of
+        the vessel's radius in px, in each square of CELL px, (N, 1, H / CELL, W / CELL). For training alone."""
+        assert self.vessels is not None
+        num_frames = x_BCTHW.shape[2]
+        fine = self.features[:_FINE](x_BCTHW.transpose(1, 2).flatten(0, 1))
+        maps: Tensor = self.cells(self.features[_FINE:](fine))
+        drawn = self.vessels(fine)
+        return maps.unflatten(0, (-1, num_frames)), F.pixel_shuffle(drawn[:, 1:], CELL), drawn[:, :1]
+
+
+CELL = 4
+"""px: side of the squares that are the first features' channels."""
+_FINE = 7
+"""Features of `stenosis_s`, first to last, until cells grow larger than CELL."""
 
 
 class LocalContrast(nn.Module):
@@ -54,11 +74,12 @@ def stenosis_s(classes: int, width: int = 24) -> FrameMaps:
     """Squares of 4 x 4 px as channels, then convolutions of 3 px down to cells of 8 px that see some 200 px around.
 
     0.8 GMAC a frame of 512 px. With squares as channels nothing is lost before the first convolution, at a third of the time of
-    convolutions of 5 and 3 px that halve the picture twice.
+    convolutions of 5 and 3 px that halve the picture twice. What is no narrowing but a thin vessel the net learns sooner if it
+    has to draw the vessels and say their radius, too (`with_vessels`).
     """
     features = nn.Sequential(
         LocalContrast(),
-        nn.PixelUnshuffle(4),
+        nn.PixelUnshuffle(CELL),
         nn.Conv2d(32, width, 3, padding=1, bias=False),
         nn.BatchNorm2d(width),
         nn.ReLU(),
@@ -69,7 +90,7 @@ def stenosis_s(classes: int, width: int = 24) -> FrameMaps:
         _Residual(2 * width),
         _Residual(2 * width, 2),
     )
-    return FrameMaps(features, 2 * width, classes, bias=-3.0)
+    return FrameMaps(features, 2 * width, classes, bias=-3.0, vessels=nn.Conv2d(width, 1 + CELL**2, 1))
 
 
 def inception_v3(classes: int) -> FrameMaps:
@@ -78,7 +99,7 @@ def inception_v3(classes: int) -> FrameMaps:
 
     net = build(weights=None, aux_logits=False, transform_input=False, init_weights=False)
     net.avgpool, net.dropout, net.fc = nn.Identity(), nn.Dropout2d(0.5), nn.Identity()
-    return FrameMaps(_Unflattened(net), 2048, classes)
+    return FrameMaps(nn.Sequential(_Unflattened(net)), 2048, classes)
 
 
 class _Unflattened(nn.Module):

@@ -82,6 +82,7 @@ LABELS = pa.schema(
         pa.field("calcified", pa.bool_()),
         pa.field("calcifications", pa.list_(_CALCIUM)),
         pa.field("calcification_masks", pa.list_(_MASK)),
+        pa.field("vessel_masks", pa.list_(_MASK)),
         pa.field("devices", pa.list_(pa.string())),
         pa.field("protocol", pa.string(), nullable=False),
         pa.field("site", pa.string(), nullable=False),
@@ -98,7 +99,8 @@ somebody who marks several), or in the fullest in which it is seen where it is s
 narrowing of the artery, seen in this view or not (0: none). artery, dominance and artery_percent are null where a coronary
 is not what is filmed (quality_group not_coronary, and grafts). twin_of: SOPInstanceUID of the clip that this one is the
 counterfactual of. calcification_masks: of satisfactory clips MASKED_FRAMES frames before any contrast, as somebody outlines
-them who knows where to look; black where there is none. The frames of contrast are null where the vessels never fill visibly.
+them who knows where to look; black where there is none. vessel_masks: the filled tree in the frames that stenoses are marked in.
+The frames of contrast are null where the vessels never fill visibly.
 """
 
 
@@ -208,7 +210,8 @@ def row(
             {"segment": c.segment, "kind": c.kind, "length_mm": _length_mm(c, _segment(tree, c.segment))}
             for c in (tree.calcifications if tree else ())
         ],
-        "calcification_masks": _masks(scene, rendered, contrast["first_contrast"]) if satisfactory and coronary else None,
+        "calcification_masks": _calcification(scene, rendered, contrast["first_contrast"]) if satisfactory and coronary else None,
+        "vessel_masks": _vessels(scene, rendered, contrast) if satisfactory and coronary else None,
         "devices": sorted({device.name for device in scene.devices}),
         "protocol": protocol,
         "site": site,
@@ -391,9 +394,7 @@ def _boxes(found: tuple[Lesion, ...]) -> NDArray[np.float32]:
 
 def _marks(lesion: Lesion, filling_T: Floats, contrast: Mapping[str, int | None]) -> list[dict[str, Any]]:
     """A visible lesion with its box, once for each frame that it is marked on."""
-    begin, end = contrast["contrast_begin"], contrast["contrast_end"]
-    full = () if begin is None or end is None else np.round(np.linspace(begin, end, MARKED_FRAMES)).astype(int)
-    marked = np.flatnonzero(np.isin(lesion.frames_K, full))
+    marked = np.flatnonzero(np.isin(lesion.frames_K, _marked_frames(contrast)))
     if not len(marked):
         marked = np.array([filling_T[lesion.frames_K].argmax()])
     return [
@@ -408,7 +409,21 @@ def _marks(lesion: Lesion, filling_T: Floats, contrast: Mapping[str, int | None]
     ]
 
 
-def _masks(scene: Scene, rendered: Rendered, first_contrast: int | None) -> list[dict[str, Any]]:
+def _marked_frames(contrast: Mapping[str, int | None]) -> list[int]:
+    """Of full contrast, evenly spread."""
+    begin, end = contrast["contrast_begin"], contrast["contrast_end"]
+    return [] if begin is None or end is None else np.unique(np.linspace(begin, end, MARKED_FRAMES).round().astype(int)).tolist()
+
+
+def _vessels(scene: Scene, rendered: Rendered, contrast: Mapping[str, int | None]) -> list[dict[str, Any]]:
+    """The filled tree in the frames on which narrowings are marked, as PNG."""
+    field_HW = shutter_mask(scene.detector, scene.view.size)
+    return [
+        {"frame": frame, "png": _png(rendered.vessel_mask_THW[frame] & field_HW)} for frame in _marked_frames(contrast)
+    ]
+
+
+def _calcification(scene: Scene, rendered: Rendered, first_contrast: int | None) -> list[dict[str, Any]]:
     """Calcification in frames before contrast comes, as PNG: none where it is there from the first frame on."""
     last = first_contrast - 1 if first_contrast is not None else -1
     frames = sorted({round(last * (k + 0.5) / MASKED_FRAMES) for k in range(MASKED_FRAMES)}) if last >= 0 else []
@@ -417,8 +432,12 @@ def _masks(scene: Scene, rendered: Rendered, first_contrast: int | None) -> list
     found = []
     for frame in frames:
         mask_HW = np.zeros_like(field_HW) if calcium is None else calcium[frame] & field_HW
-        found.append({"frame": frame, "png": cv2.imencode(".png", 255 * mask_HW.astype(np.uint8))[1].tobytes()})
+        found.append({"frame": frame, "png": _png(mask_HW)})
     return found
+
+
+def _png(mask_HW: NDArray[np.bool_]) -> bytes:
+    return bytes(cv2.imencode(".png", 255 * mask_HW.astype(np.uint8))[1])
 
 
 def _length_mm(calcification: Calcification, vessel: Vessel) -> float:

@@ -77,10 +77,10 @@ def augment_located(
     return x.clamp(0, 1) * 255, homography_B33
 
 
-def changed_masks(masks_BHW: Tensor, homography_B33: Tensor) -> Tensor:
-    """Masks (0 or 1) that go with clips which `augment_located` changed so: (B, H, W), booleans."""
-    none = torch.zeros(len(masks_BHW))
-    return _warped(masks_BHW[:, None].float(), homography_B33.to(masks_BHW.device), none.to(masks_BHW.device))[:, 0] >= 0.5
+def changed_masks(masks_BTHW: Tensor, homography_B33: Tensor) -> Tensor:
+    """Masks (0 or 1) that go with clips which `augment_located` changed so: (B, T, H, W), booleans."""
+    none = torch.zeros(len(masks_BTHW))
+    return _warped(masks_BTHW.float(), homography_B33.to(masks_BTHW.device), none.to(masks_BTHW.device)) >= 0.5
 
 
 def cut_out(

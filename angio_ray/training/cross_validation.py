@@ -60,6 +60,7 @@ from angio_ray.training.contrast_results import ContrastSummary, Span
 from angio_ray.training.folds import Fold, FoldError, FoldPlan, check_disjoint, check_plan, ensure_folds
 from angio_ray.training.labels import (
     FRAME_TARGETS,
+    MASKS,
     Finding,
     Kind,
     LabelError,
@@ -180,7 +181,10 @@ class _Clips:
         for target_T, shown, target in zip(target_NT, frames, targets, strict=True):
             target_T[: len(shown)] = target
         spans = tuple(Span(len(shown), None) for shown in frames)
-        part = Part(cache.open(object_ids, etags, frames), target_NT, boxes, num_as_scored=len(self.named))
+        vessels = [named.vessels for named in self.named] + [()] * (len(rows) - len(self.named)) if self.located else []
+        part = Part(
+            cache.open(object_ids, etags, frames), target_NT, boxes, vessels=tuple(vessels), num_as_scored=len(self.named)
+        )
         return part, spans
 
     def _paired_part(self, cache: ClipCache) -> Part:
@@ -476,7 +480,8 @@ def _named_inputs(clips: pa.Table, config: TrainConfig) -> pa.Table:
         if config.chosen_recipe.redundancy and (without := frames_without_contrast(row, spec.window.num_frames)):
             lists.append(without)
         rows += [{**row, "frames": frames} for frames in dict.fromkeys(lists)]
-    return pa.Table.from_pylist(rows, clips.schema.append(pa.field("frames", pa.list_(pa.int32()))))
+    inputs = pa.Table.from_pylist(rows, clips.schema.append(pa.field("frames", pa.list_(pa.int32()))))
+    return inputs.drop_columns(MASKS)  # pictures are much to carry
 
 
 def _pixel_mm(row: Mapping[str, Any], size: int) -> tuple[float, float] | None:

@@ -12,8 +12,8 @@ A label file has one row per clip: a column that names the clip and any of the l
     heart_period_frames                 frames
     calcified, synthetic                true | false (also yes, no, 1, 0)
     stenoses         list of (segment, percent, length_mm, frame, x0, y0, x1, y1); in CSV the same as JSON
-    calcification_masks    list of (frame, png), the bytes of a PNG, one of a frame; in CSV as JSON (frame, path), a path below
-                     the label file's folder
+    calcification_masks, vessel_masks    list of (frame, png), the bytes of a PNG, one of a frame; in CSV as JSON (frame, path), a
+                     path below the label file's folder
 
 That is what the phantom's `labels.parquet` has. Other columns are named and not read. CSV: UTF-8; comma, semicolon or
 tab. Knows nothing of pixels, models or Ray; what it says of a clip is a line number and pseudonyms.
@@ -353,7 +353,7 @@ def _row(line: int, record: Mapping[Any, Any], folder: str) -> LabelRow | Findin
     for column in (*LABEL_COLUMNS, "synthetic"):
         if (cell := cells.get(column)) is not None:
             try:
-                values[column] = _masks(cell, folder) if column == _MASKS else _PARSERS[column](cell)
+                values[column] = _masks(cell, folder) if column in MASKS else _PARSERS[column](cell)
             except (ValueError, TypeError, KeyError, AttributeError, OverflowError, FileNotFoundError):
                 faults.append(column)
     frames = [values[column] for column in FRAME_TARGETS["contrast"] if column in values]
@@ -437,7 +437,7 @@ def _masks(cell: Any, folder: str) -> list[dict[str, Any]]:
     return kept
 
 
-_MASKS = "calcification_masks"
+MASKS = ("calcification_masks", "vessel_masks")
 _STENOSIS = tuple(field.name for field in _LABELS.field("stenoses").type.value_type)
 _PARSERS: dict[str, Callable[[Any], Any]] = {
     "quality": _one_of("satisfactory", "unsatisfactory"),

@@ -39,6 +39,7 @@ from angio_ray.training.losses import MOTION, box_loss, boxes_of_frames, detecti
 from angio_ray.training.quick_nets import fit_for_training, settle_statistics
 from angio_ray.training.recipes import Recipe, Stage
 from angio_ray.training.regions import Outlines, holds_calcification, region_loss, region_targets
+from angio_ray.training.vessels import DrawnVessels, vessel_loss
 
 _PREDICTED_AT_ONCE = 8
 _SETTLED_AT_ONCE = 16
@@ -88,6 +89,8 @@ class Part:
     """Of each clip what was marked on its frames, (S, 7) as `losses.boxes_of_frames` takes them; None: nothing is known."""
     outlines: tuple[bytes, ...] = ()
     """Of each pair of frames the calcification in the first, as PNG."""
+    vessels: tuple[tuple[bytes | None, ...], ...] = ()
+    """Of each clip's frames the filled vessels, as PNG; None, or no frames at all, where nobody drew them."""
     num_as_scored: int | None = None
     """So many of the first clips are such as are scored; the others are there to teach. None: all."""
 
@@ -326,6 +329,10 @@ class _Loop:
             size = NETS[net].window.size
             self.outlines, self.watched = (Outlines(part.outlines, size) for part in (train, validation))
             self.patch_weight = self.outlines.rarity()
+        self.vessels: DrawnVessels | None = None
+        drawn = getattr(self.classifier.net, "vessels", None) is not None and not self.classifier.num_boxes
+        if drawn and recipe.vessel_weight and any(train.vessels):
+            self.vessels = DrawnVessels(train.vessels)
         self.state = State()
 
     # -- epochs --
@@ -481,14 +488,22 @@ class _Loop:
                 x = next(reading)
                 whole_px = x.shape[-1]
                 marked = [self.train.boxes[row] for row in rows] if self.train.boxes else []
+                vessels = None
                 if stage.cut:
                     rng = np.random.default_rng((self.seed, number, step, i * place.world + place.rank))
                     wrong = [np.reshape(self.state.wrong.get(int(row), []), (-1, 2)) for row in rows]
+                    x = thinned(x, whole_px, stage.frames, shown)
+                    if self.vessels is not None:
+                        places = range(x.shape[1]) if shown is None else shown.tolist()
+                        drawn, known_BT = self.vessels.read(rows, places, whole_px)
+                        x = torch.cat([x, torch.from_numpy(drawn)], dim=1)
                     x, marked = cut_out(x, marked, wrong, stage.size, rng)
+                    if self.vessels is not None:
+                        x, vessels = x.chunk(2, dim=1)
                 x = thinned(x.to(self.device), stage.size, stage.frames, shown)
                 x, homography_B33 = augment_located(x, recipe.augment, generator)
                 if self.regions:
-                    masks = changed_masks(self.outlines.read(rows, stage.size).to(self.device), homography_B33)
+                    masks = changed_masks(self.outlines.read(rows, stage.size).to(self.device)[:, None], homography_B33)[:, 0]
                     loss = self._region_loss(x, masks, stage) * (len(rows) / len(batch))
                     (loss * place.world).backward()
                     total += loss.detach() * len(batch)
@@ -497,7 +512,7 @@ class _Loop:
                 weight = self._weight(target).to(self.device)
                 with self._local(last=i == len(share) - 1):
                     with self._autocast():
-                        out = self.model(x)
+                        out, *of_vessels = self.model(x, vessels=True) if vessels is not None else (self.model(x),)
                     detector = bool(self.classifier.num_boxes)
                     maps = out.float() if self.classifier.layout == "BCTHW-maps" and not detector else None
                     logits = out if maps is None else pooled(maps, self.classifier.pool)
@@ -513,6 +528,10 @@ class _Loop:
                         of_frames = self._boxes(marked, homography_B33, shown, motion)
                         of_frames = [None if t == UNJUDGED else b for b, t in zip(of_frames, target.tolist(), strict=True)]
                         loss = loss + recipe.box_weight * box_loss(maps.flatten(0, 1), of_frames) / target_B.numel()
+                    if vessels is not None:
+                        there = changed_masks(vessels.to(self.device), homography_B33).flatten(0, 1).cpu().numpy()
+                        drawn_loss = vessel_loss(*(o.float() for o in of_vessels), there, known_BT.flatten())
+                        loss = loss + recipe.vessel_weight * drawn_loss / target_B.numel()
                     if detector:
                         of_frames = self._boxes(marked, homography_B33, shown, None)
                         of_frames = [None if t == UNJUDGED else b for b, t in zip(of_frames, target.tolist(), strict=True)]
@@ -725,13 +744,15 @@ class _Trained(nn.Module):
         super().__init__()
         self.classifier = classifier
 
-    def forward(self, x_BTHW: Tensor, *, regions: bool = False) -> Any:
+    def forward(self, x_BTHW: Tensor, *, regions: bool = False, vessels: bool = False) -> Any:
         classifier = self.classifier
         if classifier.layout == "B2HW-regions":
             if not regions:
                 return classifier.verdicts(x_BTHW)
             net: Any = classifier.net
             return net.regions(patches(x_BTHW, x_BTHW.shape[-1] // 2))[1]
+        if vessels:
+            return classifier.with_vessels(x_BTHW)
         if classifier.num_boxes:
             return classifier.raw(x_BTHW)
         return classifier.maps(x_BTHW) if classifier.layout == "BCTHW-maps" else classifier.logits(x_BTHW)

@@ -45,25 +45,31 @@ class NamedFrames:
     """A row per narrowing and frame: place among `frames`, 1 if it was marked on another frame (else 0), class or UNKNOWN, then
     x0, y0, x1, y1 as shares of the frame's width and height. None where a narrowing that may count has no box: who looks
     elsewhere may find it."""
+    vessels: tuple[bytes | None, ...] = ()
+    """To teach: the filled vessels of each frame as PNG, None where nobody drew them."""
 
 
 def named_frames(row: Mapping[str, Any], count: int, num_classes: int, *, taught: bool = False) -> NamedFrames | None:
     """At most `count` candidate frames of a clip, of schema LABELLED.
 
-    `taught`: frames within full contrast on which boxes were marked stand in place of those next to them. None where the clip
-    cannot be used: its frames of full contrast, its frame time or the class of its worst narrowing are not known.
+    `taught`: frames within full contrast on which boxes were marked, or vessels drawn, stand in place of those next to them. None
+    where the clip cannot be used: its frames of full contrast, its frame time or the class of its worst narrowing are not known.
     """
     target, frames = worst_class(row["stenoses"], num_classes), _candidates(row, count)
     if target is None or not frames:
         return None
     free = set(frames)
-    for frame in marked_frames(row, len(frames)) if taught and row["stenoses"] else ():
+    drawn = {mask["frame"]: mask["png"] for mask in row.get("vessel_masks") or () if taught}
+    marked = marked_frames(row, len(frames)) if taught and row["stenoses"] else ()
+    for frame in dict.fromkeys((*marked, *drawn)):
         if frame not in frames and frames[0] <= frame <= frames[-1] and free:
             nearest = min(free, key=lambda other: abs(other - frame))
             frames[frames.index(nearest)] = frame
             free.remove(nearest)
     frames.sort()
-    return NamedFrames(tuple(frames), target, _boxes(row, frames, num_classes))
+    return NamedFrames(
+        tuple(frames), target, _boxes(row, frames, num_classes), tuple(drawn.get(frame) for frame in frames) if drawn else ()
+    )
 
 
 def marked_frames(row: Mapping[str, Any], count: int) -> tuple[int, ...]:

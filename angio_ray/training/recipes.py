@@ -125,6 +125,8 @@ class Recipe:
     """f1: the stenosis paper's, for nets with a class per frame; over the first and the last class, each as good as the other."""
     box_weight: float = 0.0
     """Of the boxes in the loss, for nets with maps: 0 teaches by the classes of frames alone, as the stenosis paper does."""
+    vessel_weight: float = 0.0
+    """Of the vessels in the loss of squares that are cut, where labels have them (`vessel_masks`) and the net can draw them."""
     region_rate: float = 1e-3
     """Of Adam, in stages that teach regions (the calcification paper's decoder has ten times its classifier's)."""
     boundary_weight: float = 0.5
@@ -171,7 +173,7 @@ class Recipe:
         for name in ("learning_rate", "gamma", "step_epochs", "region_rate"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"{name.replace('_', ' ')}: must be above 0")
-        for name in ("weight_decay", "clip_norm", "settle_clips", "box_weight", "dilations"):
+        for name in ("weight_decay", "clip_norm", "settle_clips", "box_weight", "vessel_weight", "dilations"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name.replace('_', ' ')}: must not be below 0")
         if self.dropout is not None and not 0 <= self.dropout < 1:
@@ -278,6 +280,8 @@ class RecipeChanges:
     """Of the outlines of calcification, to the regions that are learnt."""
     box_weight: float | None = None
     """Of the boxes in the loss, for nets with maps; 0: by the classes of frames alone, as the paper does."""
+    vessel_weight: float | None = None
+    """Of drawn vessels in the loss, where squares are cut; 0: not taught."""
     redundancy: bool | None = None
     """Frames without contrast beside the candidate frames in training (the stenosis paper's)."""
     balance: Balance | None = None
@@ -392,7 +396,7 @@ def _squares(size_frames_epochs: tuple[int, int, int]) -> Recipe:
     size, frames, epochs = size_frames_epochs
     options: dict[str, Any] = {"batch_size": 32, "micro_batch": 32, "passes": 16, "learning_rate": 2e-3, "weight_decay": 1e-5}
     return replace(
-        _frames(size_frames_epochs, box_weight=1.0, step_epochs=5, gamma=0.35, **options),
+        _frames(size_frames_epochs, box_weight=1.0, vessel_weight=1.0, step_epochs=5, gamma=0.35, **options),
         stages=(Stage(size=size, frames=frames, epochs=epochs, cut=True),),
         augment=AugmentConfig(upside_down=0.5, turned=0.5).scaled(0.6),
     )

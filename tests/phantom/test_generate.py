@@ -101,6 +101,11 @@ def test_labels_describe_the_files(made: Path) -> None:
             np.testing.assert_array_equal(drawn > 0, truth.calcium_mask(mask["frame"]))
         if row["quality"] == "satisfactory":
             assert len(row["calcification_masks"]) == min(3, row["first_contrast"])
+            assert 1 <= len(row["vessel_masks"]) <= 8
+        for mask in row["vessel_masks"] or ():
+            assert row["contrast_begin"] <= mask["frame"] <= row["contrast_end"]
+            drawn = cv2.imdecode(np.frombuffer(mask["png"], np.uint8), cv2.IMREAD_GRAYSCALE)
+            np.testing.assert_array_equal(drawn > 0, truth.vessel_mask(mask["frame"]))
         for stenosis in row["stenoses"]:
             assert any(np.allclose(box[1:], [stenosis[n] for n in ("x0", "y0", "x1", "y1")], atol=0.01)
                        for box in truth.boxes_in(stenosis["frame"]))  # fmt: skip

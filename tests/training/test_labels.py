@@ -173,7 +173,8 @@ def test_csv_of_a_spreadsheet_and_nested_cells(indexed: TableRoot, tmp_path: Pat
     assert [detail for _, _, detail in said(join, "invalid_value")] == ["best_frame", "stenoses"]
 
 
-def test_outlines_are_pictures_or_where_they_lie(indexed: TableRoot, tmp_path: Path) -> None:
+@pytest.mark.parametrize("column", ["calcification_masks", "vessel_masks"])
+def test_outlines_are_pictures_or_where_they_lie(indexed: TableRoot, tmp_path: Path, column: str) -> None:
     drawn = np.eye(9, dtype=np.uint8)
     png = cv2.imencode(".png", 255 * drawn)[1].tobytes()
     (tmp_path / "masks").mkdir()
@@ -181,13 +182,13 @@ def test_outlines_are_pictures_or_where_they_lie(indexed: TableRoot, tmp_path: P
     (tmp_path / "masks" / "b.png").write_bytes(b"JFIF")
     cells = [json.dumps([{"frame": 4, "path": f"masks/{name}.png"}]).replace('"', '""') for name in "abc"]
     lines = [f'{uid(i)};"{cell}"' for i, cell in enumerate(cells)]
-    join = joined(indexed, tmp_path, "\n".join(["clip_id;calcification_masks", *lines]))
-    found = {row["clip_id"]: row["calcification_masks"] for row in join.clips.to_pylist()}
+    join = joined(indexed, tmp_path, "\n".join([f"clip_id;{column}", *lines]))
+    found = {row["clip_id"]: row[column] for row in join.clips.to_pylist()}
     assert list(found) == [uid(0)]
     (mask,) = found[uid(0)]
     assert mask["frame"] == 4
     np.testing.assert_array_equal(cv2.imdecode(np.frombuffer(mask["png"], np.uint8), cv2.IMREAD_GRAYSCALE), 255 * drawn)
-    assert [detail for _, _, detail in said(join, "invalid_value")] == ["calcification_masks"] * 2, "no PNG, and no file"
+    assert [detail for _, _, detail in said(join, "invalid_value")] == [column] * 2, "no PNG, and no file"
 
 
 def test_missing_numbers_of_pandas_are_missing(indexed: TableRoot, tmp_path: Path) -> None:

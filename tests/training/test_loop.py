@@ -330,6 +330,24 @@ def test_squares_are_cut_where_the_maps_of_the_epoch_before_were_wrong() -> None
     assert all(0 <= value <= 1 for places in states[1].wrong.values() for place in places for value in place)
 
 
+def test_a_net_learns_to_draw_the_vessels_of_its_squares() -> None:
+    part_ = spots(32)
+    dark_NTHW = (part_.clips.read(np.arange(32)) == 20).astype(np.uint8)
+    pngs = [[cv2.imencode(".png", frame)[1].tobytes() for frame in clip] for clip in dark_NTHW]
+    drawn = replace(part_, vessels=((), *((png, None, png) for png, _, _ in pngs[1:])))
+    recipe = replace(
+        find_recipe("smoke", "stenosis_s"), stages=parse_stages("cut64x2x8"), learning_rate=1e-2, vessel_weight=1.0,
+        augment=AugmentConfig().scaled(0.3), passes=2,
+    )  # fmt: skip
+    classifier = fit("stenosis_s", drawn, drawn, recipe, seed=1, place=ONE).classifier
+    with torch.no_grad():
+        _, drawn_N1HW, log_radius_N1hw = classifier.with_vessels(torch.from_numpy(part_.clips.read(np.arange(0, 32, 2))))
+    mask = torch.from_numpy(dark_NTHW[::2]).flatten(0, 1) > 0
+    assert roc_auc_score(mask.flatten(), drawn_N1HW.flatten()) > 0.97
+    inside = torch.nn.functional.avg_pool2d(mask[:, None].float(), 4) == 1
+    assert log_radius_N1hw[inside].exp().median() == pytest.approx(5, abs=1.5), "squares of 12 px"
+
+
 def test_half_of_the_squares_are_of_clips_with_boxes() -> None:
     part_ = spots(16)
     few = replace(part_, boxes=tuple(b if i < 4 else None for i, b in enumerate(part_.boxes)))

@@ -55,6 +55,14 @@ def test_a_clip_whose_frames_or_class_are_not_known_has_none(lacking: dict[str, 
     assert named_frames(clip(**lacking), 8, 2) is None
 
 
+def test_frames_on_which_vessels_are_drawn_teach() -> None:
+    row = clip(vessel_masks=[{"frame": frame, "png": bytes([frame])} for frame in (22, 30, 50)])
+    taught = named(row, taught=True)
+    assert taught.frames == (22, 24, 27, 30, 33, 36, 39, 42), "in place of the nearest; none beyond full contrast"
+    assert taught.vessels == (bytes([22]), None, None, bytes([30]), None, None, None, None)
+    assert (named(row).frames, named(row).vessels) == (named(clip()).frames, ()), "what is judged is what scoring would take"
+
+
 def test_boxes_are_shares_of_the_frame_on_theirs_and_of_the_nearest_mark_elsewhere() -> None:
     moved = box(frame=31, segment="LAD", x0=512.0, x1=768.0)
     others = [box(frame=25, segment="D1", percent=10.0), box(frame=None, segment="PLV")]
