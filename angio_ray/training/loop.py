@@ -512,7 +512,9 @@ class _Loop:
                 weight = self._weight(target).to(self.device)
                 with self._local(last=i == len(share) - 1):
                     with self._autocast():
-                        out, *of_vessels = self.model(x, vessels=True) if vessels is not None else (self.model(x),)
+                        out = self.model(x, vessels=vessels is not None)
+                    if vessels is not None:
+                        out, drawn_N1HW, log_radius_N1hw = out
                     detector = bool(self.classifier.num_boxes)
                     maps = out.float() if self.classifier.layout == "BCTHW-maps" and not detector else None
                     logits = out if maps is None else pooled(maps, self.classifier.pool)
@@ -530,7 +532,7 @@ class _Loop:
                         loss = loss + recipe.box_weight * box_loss(maps.flatten(0, 1), of_frames) / target_B.numel()
                     if vessels is not None:
                         there = changed_masks(vessels.to(self.device), homography_B33).flatten(0, 1).cpu().numpy()
-                        drawn_loss = vessel_loss(*(o.float() for o in of_vessels), there, known_BT.flatten())
+                        drawn_loss = vessel_loss(drawn_N1HW.float(), log_radius_N1hw.float(), there, known_BT.flatten())
                         loss = loss + recipe.vessel_weight * drawn_loss / target_B.numel()
                     if detector:
                         of_frames = self._boxes(marked, homography_B33, shown, None)
