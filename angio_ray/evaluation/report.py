@@ -84,6 +84,20 @@ class Example:
 
 
 @dataclass(frozen=True, kw_only=True)
+class OtherTask:
+    """What is said of a task beside quality."""
+
+    name: str
+    classes: tuple[str, str]
+    """What a clip is called below the threshold, and from there on."""
+    models: Sequence[ModelOnSet]
+    levels: Sequence[Mapping[str, Any]] = ()
+    """Rows of `metrics` about frames, arteries, studies and boxes."""
+    examples: Sequence[Example] = ()
+    examples_note: str | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Report:
     """All that the page says."""
 
@@ -101,6 +115,7 @@ class Report:
     """Why there are no examples."""
     weights: Mapping[str, frozenset[str]] = field(default_factory=dict)
     """Digest of a bundle -> SHA-256 of its weight files, of the bundles that could be found."""
+    tasks: Sequence[OtherTask] = ()
     costs: Sequence[Mapping[str, Any]] = field(default_factory=tuple)
     """Of each net: net, params_m, gmac, ms_per_clip, frames_per_s, backend, and the paper's (paper_...)."""
 
@@ -152,7 +167,8 @@ def render(report: Report) -> str:
     sets: dict[tuple[str, str], list[ModelOnSet]] = {}
     for one in models:
         sets.setdefault((one.kind, one.data), []).append(one)
-    domains = sorted({one.assessment.data_domain for one in models})
+    everything = [*models, *(one for task in report.tasks for one in task.models)]
+    domains = sorted({one.assessment.data_domain for one in everything})
     return template.render(
         title=report.title,
         made_at=f"{report.made_at:%Y-%m-%d %H:%M} UTC",
@@ -167,12 +183,13 @@ def render(report: Report) -> str:
         subgroups=_subgroups(report.stored),
         training=_training(report.stored),
         unscored=_unscored(report.stored),
+        tasks=[_task(task) for task in report.tasks],
         examples=_examples(report.examples),
         examples_note=report.examples_note,
         runs=[_run(run, report.code_version) for run in report.runs],
         costs=_costs(report.costs),
         notes=list(report.notes),
-        methods=_methods(models),
+        methods=_methods(everything),
     )
 
 
@@ -448,6 +465,66 @@ def _training(stored: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
     return _table([_COST[n] for n in heads], rows) if rows else None
 
 
+_LEVEL_HEADS = {
+    "auc": "AUC", "accuracy": "accuracy", "sensitivity": "sensitivity", "specificity": "specificity",
+    "weighted_f1": "weighted F1", "kappa": "kappa",
+}  # fmt: skip
+_BOX_HEADS = {
+    "global_sensitivity": "narrowings found", "stenosis_sensitivity": "frames whose worst is found", "precision": "precision",
+    "frame_specificity": "frames without any, right", "average_precision": "average precision",
+}  # fmt: skip
+
+
+def _task(task: OtherTask) -> dict[str, Any]:
+    """The section of a task beside quality: clips, then levels and boxes as they are stored, then examples."""
+    rows, facts = [], []
+    for one in task.models:
+        found = one.assessment
+        values = found.metrics.figures()
+        cells = [(_number(values[f]), _limits(found.intervals.get(f))) for f in PAPER_FIGURES]
+        name = _net_name(one.model.removesuffix(f"-{task.name}"))
+        rows.append(_row(name, f"{_data_words(one)} ({one.source})", cells))
+        facts.append(
+            f"{name} ({one.source}): {found.metrics.num_rows:,} {_domain_words(found.data_domain)} of "
+            f"{counted(found.num_patients, 'patient')}, {found.metrics.num_positive:,} {task.classes[1]}; operating threshold "
+            f"{_thresholds(found)}"
+        )
+    no, yes = task.classes
+    words: dict[Outcome, str] = {
+        "found": f"{yes}, called so (right)", "missed": f"{yes}, called {no} (wrong)",
+        "kept": f"{no}, called so (right)", "wrongly excluded": f"{no}, called {yes} (wrong)",
+    }  # fmt: skip
+    return {
+        "id": f"task-{task.name}",
+        "title": task.name.capitalize(),
+        "positive": yes,
+        "facts": facts,
+        "table": _table([_HEADS[f] for f in PAPER_FIGURES], rows),
+        "levels": _stored_table([row for row in task.levels if row["subgroup"] == "level"], _LEVEL_HEADS),
+        "boxes": _stored_table([row for row in task.levels if row["subgroup"] != "level"], _BOX_HEADS),
+        "examples": _examples(task.examples, words),
+        "examples_note": task.examples_note,
+    }
+
+
+def _stored_table(stored: Sequence[Mapping[str, Any]], heads: Mapping[str, str]) -> dict[str, Any] | None:
+    """A line for each model, set and subgroup: all folds together where that is stored, else their mean."""
+    found: dict[tuple[str, ...], dict[str, Mapping[str, Any]]] = {}
+    for row in sorted(stored, key=lambda row: row["scope"] != "mean_of_folds"):  # what comes later stands
+        if row["metric"] in heads:
+            key = (row["experiment"], row["model"], row["data"], row["subgroup"], row["subgroup_value"])
+            found.setdefault(key, {})[row["metric"]] = row
+    rows = [
+        _row(
+            f"{value}" if subgroup == "level" else f"{subgroup}, {value}",
+            f"{_net_name(model)}, {_stored_data(data)} ({source})",
+            [_stored_cell(values.get(name), percent=False) for name in heads],
+        )
+        for (source, model, data, subgroup, value), values in found.items()
+    ]
+    return _table(list(heads.values()), rows) if rows else None
+
+
 def _unscored(stored: Sequence[Mapping[str, Any]]) -> list[str]:
     return [
         f"{_net_name(row['model'])}, {_stored_data(row['data'])}: labelled clips without a score, in no figure: "
@@ -457,9 +534,11 @@ def _unscored(stored: Sequence[Mapping[str, Any]]) -> list[str]:
     ]
 
 
-def _examples(examples: Sequence[Example]) -> list[dict[str, Any]]:
+def _examples(
+    examples: Sequence[Example], outcomes: Mapping[Outcome, str] = _OUTCOME_WORDS
+) -> list[dict[str, Any]]:
     shown = []
-    for outcome, words in _OUTCOME_WORDS.items():
+    for outcome, words in outcomes.items():
         mine = [e for e in examples if e.outcome == outcome]
         if mine:
             shown.append({"title": words, "right": "right" in words, "examples": [_example(e) for e in mine]})

@@ -134,6 +134,11 @@ class ReportTables:
         rows: list[dict[str, Any]] = self.rows(_METRICS.format(marks), *sources).to_pylist()
         return rows
 
+    def levels(self, source: str, task: str) -> list[dict[str, Any]]:
+        """Rows of `metrics` of an experiment (or evaluated run) about single frames, arteries, studies and boxes."""
+        rows: list[dict[str, Any]] = self.rows(_LEVELS, source, source, task).to_pylist()
+        return rows
+
     def clip_places(self, clip_ids: Sequence[str]) -> dict[str, dict[str, Any]]:
         """clip_id -> uri, size_bytes, etag, burned_in_annotation, synthetic; empty where `clips` cannot be reached."""
         if "clips" not in self.rows("SHOW TABLES")["name"].to_pylist():
@@ -141,6 +146,12 @@ class ReportTables:
         marks = ", ".join("?" * len(clip_ids)) or "NULL"
         rows = self.rows(_PLACES.format(marks), *clip_ids)
         return {row.pop("clip_id"): row for row in rows.to_pylist()}
+
+    def scored(self, run: str, clip_ids: Sequence[str]) -> list[dict[str, Any]]:
+        """Rows of `scores` of these clips of a run, one of each: the table's first that was not rejected."""
+        marks = ", ".join("?" * len(clip_ids)) or "NULL"
+        rows: list[dict[str, Any]] = self.rows(_SCORED.format(marks), run, *clip_ids).to_pylist()
+        return rows
 
     def run_facts(self, run: str) -> RunFacts:
         """Counts, digests and configuration of a run. Raises TablesError where there is none."""
@@ -200,6 +211,11 @@ AND NOT EXISTS (
 )
 ORDER BY experiment, model, data, subgroup, num_clips DESC NULLS LAST, subgroup_value, fold, metric"""
 
+_LEVELS = """
+SELECT * FROM metrics WHERE experiment = ? AND scope <> 'fold' AND (subgroup = 'level' OR subgroup LIKE 'boxes%')
+    AND model IN (SELECT model FROM predictions WHERE experiment = ? AND task = ?)
+ORDER BY model, data, subgroup DESC, subgroup_value, scope"""
+
 _RUN_COUNTS = """
 SELECT
     count(quality_satisfactory) AS num_evaluated,
@@ -211,6 +227,10 @@ SELECT
     avg(decode_ms) FILTER (status <> 'rejected') AS decode_ms,
     avg(model_ms) FILTER (status <> 'rejected') AS model_ms
 FROM scores WHERE run_id = ?"""
+
+_SCORED = """
+SELECT * FROM scores WHERE run_id = ? AND clip_id IN ({}) AND status <> 'rejected'
+QUALIFY row_number() OVER (PARTITION BY clip_id ORDER BY object_id) = 1"""
 
 _PLACES = """
 SELECT clip_id, uri, size_bytes, etag, burned_in_annotation, synthetic

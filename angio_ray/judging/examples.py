@@ -92,6 +92,13 @@ class PairRegions:
         return np.array([probability]), np.stack([heat_HW] * 2), [boxes, boxes]
 
 
+def seen_frames(row: Mapping[str, Any], task: str) -> tuple[int, ...] | None:
+    """Which frames of the file a task saw of a clip with this row of `scores`, where it sees single frames or pairs."""
+    if TASKS[task].paired_frames:
+        return tuple(frame for pair in row["calcium_frames"] or () for frame in (pair["mask_frame"], pair["frame"]))
+    return tuple(one["frame"] for one in row["stenosis_frames"] or ()) if TASKS[task].named_frames else None
+
+
 def add_pictures(
     examples: Sequence[Example],
     places: Mapping[str, Mapping[str, Any]],

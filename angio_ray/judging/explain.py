@@ -14,7 +14,7 @@ from typing import Any
 
 from angio_ray.evaluation.report import Example
 from angio_ray.evaluation.report_data import ReportTables, open_tables
-from angio_ray.judging.examples import add_pictures
+from angio_ray.judging.examples import add_pictures, seen_frames
 from angio_ray.judging.labelled import find_bundle
 from angio_ray.models import TASKS
 from angio_ray.tables.root import TableRoot, TablesError
@@ -69,7 +69,7 @@ def explain(
     example = Example(
         model=task, data=row["run_id"], outcome=None, clip_id=row["clip_id"], patient_id=row["patient_id"],
         bundle=dict(row["bundles"] or ()).get(task), probability=row[f"{task}_probability"], threshold=row[f"{task}_threshold"],
-        frames=_frames(row, task),
+        frames=seen_frames(row, task),
     )  # fmt: skip
     add_pictures(
         [example], places, lambda digest: find_bundle(digest, bundles), assume_fps=config.get("assume_fps"), size_px=_SHOWN_PX
@@ -77,13 +77,6 @@ def explain(
     if example.picture is None:
         raise TablesError(f"clip {row['clip_id'][:12]}: {example.note}")
     return Explanation(row["clip_id"], tuple(_lines(row, task, example)), example.picture)
-
-
-def _frames(row: dict[str, Any], task: str) -> tuple[int, ...] | None:
-    """Of tasks that see single frames or pairs: which."""
-    if TASKS[task].paired_frames:
-        return tuple(frame for pair in row["calcium_frames"] for frame in (pair["mask_frame"], pair["frame"]))
-    return tuple(one["frame"] for one in row["stenosis_frames"]) if TASKS[task].named_frames else None
 
 
 def _row(tables: ReportTables, clip: str, run: str | None, task: str) -> dict[str, Any]:

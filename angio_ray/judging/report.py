@@ -18,17 +18,17 @@ from typing import Any
 from angio_ray import __version__
 from angio_ray.evaluation.bootstrap import RESAMPLES
 from angio_ray.evaluation.paper import NET_NAMES
-from angio_ray.evaluation.report import Example, Report, net_of, pick_examples, render
+from angio_ray.evaluation.report import Example, OtherTask, Report, net_of, pick_examples, render
 from angio_ray.evaluation.report_data import ModelOnSet, ReportTables, RunFacts, open_tables
-from angio_ray.judging.examples import add_pictures
+from angio_ray.judging.examples import add_pictures, seen_frames
 from angio_ray.judging.labelled import bundle_folders
-from angio_ray.models import NETS
+from angio_ray.models import NETS, TASKS
 from angio_ray.models.bundles import SHIPPED, Bundle, BundleError, load_bundle
 from angio_ray.tables.root import TableRoot, TablesError
 
 log = logging.getLogger(__name__)
 
-TITLE = "angio_ray: quality selection of coronary angiograms"
+TITLE = "angio_ray: models on coronary angiograms"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,10 +86,20 @@ def write_report(
             found, said = tables.models(source, resamples=resamples)
             models += found
             notes += [f"{source}: {note}" for note in said]
-            notes += [f"{source}: {task} is left out, this report is of quality" for task in tables.other_tasks(source)]
         facts = [tables.run_facts(run) for run in runs]
         stored = tables.stored_figures(sources)
         shown, why = _examples(tables, models, facts, _finder(found_bundles), examples)
+        others = []
+        for task in TASKS:
+            if task == "quality":
+                continue
+            with_task = [source for source in sources if task in tables.other_tasks(source)]
+            if TASKS[task].per_frame:
+                notes += [f"{source}: {task} is left out: its figures are of frames (table metrics)" for source in with_task]
+            elif with_task:
+                one, said = _other_task(tables, task, with_task, facts, _finder(found_bundles), examples, resamples)
+                others.append(one)
+                notes += said
     if {one.kind for one in models} == {"folds", "set"} and (away := _digests(models) - found_bundles.keys()):
         notes.append(
             f"{len(away)} bundles are not in the folders searched (--bundles): a set scored by them is not set beside "
@@ -105,6 +115,7 @@ def write_report(
         runs=facts,
         examples=shown,
         examples_note=why,
+        tasks=others,
         weights=_weights(models, found_bundles),
         costs=_costs(models, time_clips),
     )
@@ -113,9 +124,9 @@ def write_report(
     return ReportSummary(
         path=out,
         size_bytes=len(page),
-        num_models=len(models),
+        num_models=len(models) + sum(len(one.models) for one in others),
         num_runs=len(facts),
-        num_pictures=sum(example.picture is not None for example in shown),
+        num_pictures=sum(e.picture is not None for e in (*shown, *(e for one in others for e in one.examples))),
         notes=tuple(notes),
     )
 
@@ -154,6 +165,53 @@ def _examples(
     places = tables.clip_places([example.clip_id for example in shown])
     add_pictures(shown, places, find_bundle, assume_fps=assumed)
     return shown, None
+
+
+def _other_task(
+    tables: ReportTables,
+    task: str,
+    sources: Sequence[str],
+    facts: Sequence[RunFacts],
+    find_bundle: Callable[[str], Bundle | None],
+    each: int,
+    resamples: int,
+) -> tuple[OtherTask, list[str]]:
+    """The section of a task beside quality, and what could not be judged. Examples are of a run where the model saw frames that
+    only the run's rows name."""
+    models: list[ModelOnSet] = []
+    notes: list[str] = []
+    for source in sources:
+        found, said = tables.models(source, task=task, resamples=resamples)
+        models += found
+        notes += [f"{source}, {task}: {note}" for note in said]
+    by_frame = TASKS[task].named_frames or TASKS[task].paired_frames
+    runs = {run.run_id: run for run in facts}
+    showable = [one for one in models if one.source in runs or not by_frame]
+    shown: list[Example] = []
+    why = None
+    if each and showable:
+        chosen = showable[0]
+        shown = pick_examples(chosen, each)
+        if by_frame:
+            rows = {row["clip_id"]: row for row in tables.scored(chosen.source, [example.clip_id for example in shown])}
+            for example in shown:
+                example.frames = seen_frames(rows[example.clip_id], task)
+        run = runs.get(chosen.source)
+        places = tables.clip_places([example.clip_id for example in shown])
+        add_pictures(shown, places, find_bundle, assume_fps=run.config.get("assume_fps") if run else None)
+    elif each and models:
+        why = "Examples need a run that was scored and evaluated: which frames a model saw stands in its rows."
+    return (
+        OtherTask(
+            name=task,
+            classes=(TASKS[task].classes[0], TASKS[task].classes[-1]),
+            models=models,
+            levels=[row for source in sources for row in tables.levels(source, task)],
+            examples=shown,
+            examples_note=why,
+        ),
+        notes,
+    )
 
 
 def _finder(folders: Mapping[str, Path], *, weights: bool = True) -> Callable[[str], Bundle | None]:

@@ -272,9 +272,11 @@ def test_the_artery_is_judged_on_satisfactory_clips_beside_the_quality_of_the_sa
     assert main(["evaluate", "--experiment", "r", "--task", "artery", "--tables", str(tmp_path / "tables")]) == 2
     assert "--task go with --run" in capsys.readouterr().err
     page = write_report(root, tmp_path / "report.html", examples=0, resamples=FEW).path.read_text()
-    assert "x3d_s-artery" not in page
-    assert "X3D-S-artery" not in page
-    assert "r: artery is left out, this report is of quality" in page
+    quality, _, artery = page.partition('<section id="task-artery">')
+    assert f"{accuracy['value']:.3f}" in artery.partition("</section>")[0]
+    assert "<em>RCA</em>" in artery
+    assert "X3D-S-artery" not in quality + artery
+    assert "x3d_s-artery" not in quality
 
 
 # -- an experiment ---------------------------------------------------------------------------------------------------
