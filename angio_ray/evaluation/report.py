@@ -92,7 +92,7 @@ class OtherTask:
     """What a clip is called below the threshold, and from there on."""
     models: Sequence[ModelOnSet]
     levels: Sequence[Mapping[str, Any]] = ()
-    """Rows of `metrics` about frames, arteries, studies and boxes."""
+    """Rows of `metrics` about frames, arteries, studies, boxes and regions."""
     examples: Sequence[Example] = ()
     examples_note: str | None = None
 
@@ -467,16 +467,20 @@ def _training(stored: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
 
 _LEVEL_HEADS = {
     "auc": "AUC", "accuracy": "accuracy", "sensitivity": "sensitivity", "specificity": "specificity",
-    "weighted_f1": "weighted F1", "kappa": "kappa",
+    "f1": "F1", "weighted_f1": "weighted F1", "kappa": "kappa",
 }  # fmt: skip
 _BOX_HEADS = {
     "global_sensitivity": "narrowings found", "stenosis_sensitivity": "frames whose worst is found", "precision": "precision",
     "frame_specificity": "frames without any, right", "average_precision": "average precision",
 }  # fmt: skip
+_REGION_HEADS = {
+    "iom_sigma3": "IoM", "covered_sigma3": "calcification covered", "relative_area_sigma3": "area, in target areas",
+    "dice_sigma3": "Dice", "hausdorff_patient_mm_sigma3": "Hausdorff, mm",
+}  # fmt: skip
 
 
 def _task(task: OtherTask) -> dict[str, Any]:
-    """The section of a task beside quality: clips, then levels and boxes as they are stored, then examples."""
+    """The section of a task beside quality: clips, then levels, boxes and regions as they are stored, then examples."""
     rows, facts = [], []
     for one in task.models:
         found = one.assessment
@@ -501,7 +505,8 @@ def _task(task: OtherTask) -> dict[str, Any]:
         "facts": facts,
         "table": _table([_HEADS[f] for f in PAPER_FIGURES], rows),
         "levels": _stored_table([row for row in task.levels if row["subgroup"] == "level"], _LEVEL_HEADS),
-        "boxes": _stored_table([row for row in task.levels if row["subgroup"] != "level"], _BOX_HEADS),
+        "boxes": _stored_table([row for row in task.levels if "boxes" in row["subgroup"]], _BOX_HEADS),
+        "regions": _stored_table([row for row in task.levels if row["subgroup"] == "regions"], _REGION_HEADS),
         "examples": _examples(task.examples, words),
         "examples_note": task.examples_note,
     }

@@ -135,7 +135,7 @@ class ReportTables:
         return rows
 
     def levels(self, source: str, task: str) -> list[dict[str, Any]]:
-        """Rows of `metrics` of an experiment (or evaluated run) about single frames, arteries, studies and boxes."""
+        """Rows of `metrics` of an experiment (or evaluated run) about single frames, arteries, studies, boxes and regions."""
         rows: list[dict[str, Any]] = self.rows(_LEVELS, source, source, task).to_pylist()
         return rows
 
@@ -212,7 +212,7 @@ AND NOT EXISTS (
 ORDER BY experiment, model, data, subgroup, num_clips DESC NULLS LAST, subgroup_value, fold, metric"""
 
 _LEVELS = """
-SELECT * FROM metrics WHERE experiment = ? AND scope <> 'fold' AND (subgroup = 'level' OR subgroup LIKE 'boxes%')
+SELECT * FROM metrics WHERE experiment = ? AND scope <> 'fold' AND (subgroup IN ('level', 'regions') OR subgroup LIKE 'boxes%')
     AND model IN (SELECT model FROM predictions WHERE experiment = ? AND task = ?)
 ORDER BY model, data, subgroup DESC, subgroup_value, scope"""
 

@@ -25,6 +25,7 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from angio_ray.cli import main
+from angio_ray.judging.report import write_report
 from angio_ray.models import NETS
 from angio_ray.models.bundles import load_bundle, write_bundle
 from angio_ray.phantom import generate
@@ -394,6 +395,11 @@ def test_stenoses_are_learnt_on_single_frames_and_scored_after_artery_and_contra
     with Image.open(out) as picture:
         assert picture.size == (896, 448)
         assert picture.n_frames == len(scored[0]["stenosis_frames"])
+    write_report(tables, tmp_path / "report.html", runs=["r"], bundles=[folds], examples=1, resamples=100)
+    section = (tmp_path / "report.html").read_text().partition('<section id="task-stenosis">')[2].partition("</section>")[0]
+    assert "<em>&gt;=25%</em>" in section
+    assert section.count("data:image/webp") >= 1
+    assert ">artery<" in section
 
 
 @pytest.mark.slow
