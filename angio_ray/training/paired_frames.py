@@ -69,7 +69,7 @@ def mask_of(png: bytes, size: int) -> NDArray[np.bool_]:
     drawn = cv2.imdecode(np.frombuffer(png, np.uint8), cv2.IMREAD_GRAYSCALE)
     if drawn is None:
         raise ValueError("an outline is no PNG")
-    share = (drawn > 0).astype(np.float32)
-    if share.shape != (size, size):
-        share = np.asarray(cv2.resize(share, (size, size), interpolation=cv2.INTER_AREA), np.float32)
+    if drawn.shape == (size, size):
+        return np.asarray(drawn > 0)
+    share = cv2.resize((drawn > 0).astype(np.float32), (size, size), interpolation=cv2.INTER_AREA)
     return np.asarray(share >= 0.25)
