@@ -619,7 +619,7 @@ def _costs(costs: Sequence[Mapping[str, Any]]) -> dict[str, Any] | None:
         timed = cost["ms_per_clip"] is not None
         here = [
             (f"{cost['params_m']:.2f}", ""),
-            (f"{cost['gmac']:.2f}", ""),
+            ("-" if cost["gmac"] is None else f"{cost['gmac']:.2f}", ""),
             (f"{cost['ms_per_clip']:.1f}" if timed else "not timed", ""),
             (f"{cost['frames_per_s']:.1f}" if timed else "not timed", ""),
         ]

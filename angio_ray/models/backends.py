@@ -118,9 +118,11 @@ def unsupported(choice: BackendChoice) -> str | None:
 
 
 def for_net(choice: BackendChoice, net: str) -> BackendChoice:
-    """The choice as this net runs it: some are exact whatever the others are."""
+    """The choice as this net runs it: some are exact whatever the others are, some run with torch alone."""
     from angio_ray.models import NETS
 
+    if NETS[net].varying:
+        return BackendChoice(device=choice.device)
     return replace(choice, precision="float32") if NETS[net].exact else choice
 
 
@@ -303,7 +305,7 @@ def measure_backends(
                 continue
             as_run = for_net(choice, bundle.net)
             try:
-                if choice.backend == "openvino" and unsupported(choice) is None:
+                if as_run.backend == "openvino" and unsupported(choice) is None:
                     if bundle.digest not in converted:
                         converted[bundle.digest] = convert(bundle.ensemble(), bundle.window)
                     run = openvino_runner(converted[bundle.digest], precision=as_run.precision, num_threads=num_threads)

@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from angio_ray.models.backends import CompiledScorer
 from angio_ray.models.contrast import CONTRAST_FPS, WHOLE_112
 from angio_ray.models.heart_phase import FramePair, HeartPhase, frame_pair, heart_phase
-from angio_ray.models.interface import NetSpec, SideObject
+from angio_ray.models.interface import NetSpec, Pool, SideObject
 from angio_ray.models.regions import MIN_AREA, NUM_PATCHES, SIGMA, refined, region_facts, stitched
 from angio_ray.models.stenosis import CONTRAST_FAILED, NO_FULL_CONTRAST, may_be_candidates
 from angio_ray.sampling import ClipWindow
@@ -191,10 +191,10 @@ def patient_pixel_mm(row: Mapping[str, Any]) -> tuple[float, float] | None:
     return spacing[0] * patient / detector, spacing[1] * patient / detector
 
 
-def _net(width: int, heads: int) -> nn.Module:
+def _net(width: int, heads: int, pool: Pool = "mean") -> nn.Module:
     from angio_ray.models.double_head import ResUNet
 
-    return ResUNet(width, num_heads=heads)  # type: ignore[arg-type]
+    return ResUNet(width, num_heads=heads, pool=pool)  # type: ignore[arg-type]
 
 
 def _region_only(name: str) -> nn.Module:
@@ -203,8 +203,10 @@ def _region_only(name: str) -> nn.Module:
     return region_nets.RegionOnly(region_nets.NETS[name]())
 
 
-def _spec(name: str, build: Any) -> NetSpec:
-    return NetSpec(name=name, build=build, window=PAIR_512, layout="B2HW-regions", cost_input=(2, 256, 256))
+def _spec(name: str, build: Any, *, varying: bool = False) -> NetSpec:
+    return NetSpec(
+        name=name, build=build, window=PAIR_512, layout="B2HW-regions", cost_input=(2, 256, 256), varying=varying
+    )
 
 
 NETS: dict[str, NetSpec] = {
@@ -212,10 +214,10 @@ NETS: dict[str, NetSpec] = {
     for spec in (
         _spec("resunet_18", lambda: _net(64, 2)),
         _spec("resunet_18_one_head", lambda: _net(64, 1)),
-        _spec("resunet_s", lambda: _net(16, 2)),
-        _spec("resunet_s_one_head", lambda: _net(16, 1)),
+        _spec("resunet_s", lambda: _net(16, 2, "logsumexp")),
+        _spec("resunet_s_one_head", lambda: _net(16, 1, "logsumexp")),
         *(_spec(name, lambda name=name: _region_only(name)) for name in ("unet", "transunet")),
+        *(_spec(name, lambda name=name: _region_only(name), varying=True) for name in ("mask_rcnn", "fcos")),
     )
 }
-"""The paper's double-head net, a small one, both without their contrast head, and two of the nets that it is compared with; its
-detectors (`region_nets`) have passes that depend on the data, which the counting of costs and the backends do not take."""
+"""The paper's double-head net, a small one, both without their contrast head, and the nets that it is compared with."""

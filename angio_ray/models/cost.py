@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 
 from angio_ray.models import NETS, NetSpec
-from angio_ray.models.backends import BackendChoice, likely_fastest, make_runner, probe_clips
+from angio_ray.models.backends import BackendChoice, for_net, likely_fastest, make_runner, probe_clips
 from angio_ray.models.classifier import ClipClassifier, Ensemble
 
 
@@ -21,7 +21,8 @@ class CostRow:
 
     net: str
     params_m: float
-    gmac: float
+    gmac: float | None
+    """None of nets whose passes depend on what they find."""
     ms_per_clip: float | None
     frames_per_s: float | None
     """Frames that the net sees (16, 4 or 200 a clip), by the time above."""
@@ -33,8 +34,8 @@ class CostRow:
     paper_frames_per_s: float | None = None
 
 
-def count(spec: NetSpec) -> tuple[int, float]:
-    """Parameters and multiply-accumulates of one forward pass at `spec.cost_input`.
+def count(spec: NetSpec) -> tuple[int, float | None]:
+    """Parameters and multiply-accumulates of one forward pass at `spec.cost_input`, None where passes differ.
 
     A clip of a 2D net costs one such pass for each frame.
     """
@@ -43,6 +44,8 @@ def count(spec: NetSpec) -> tuple[int, float]:
 
     with torch.device("meta"):  # shapes suffice: no weights are made, no pass is computed
         net = spec.build().eval()
+    if spec.varying:
+        return sum(p.numel() for p in net.parameters()), None
     macs, params = get_model_complexity_info(
         net, spec.cost_input, as_strings=False, print_per_layer_stat=False, verbose=False, backend="pytorch"
     )
@@ -72,9 +75,9 @@ def cost_table(
     for name in names or NETS:
         spec = NETS[name]
         params, macs = count(spec)
-        seconds = _seconds_per_clip(spec, choice, threads, clips) if clips else None
+        seconds = _seconds_per_clip(spec, for_net(choice, name), threads, clips) if clips else None
         rows.append(CostRow(
-            net=name, params_m=params / 1e6, gmac=macs / 1e9,
+            net=name, params_m=params / 1e6, gmac=None if macs is None else macs / 1e9,
             ms_per_clip=None if seconds is None else seconds * 1000,
             frames_per_s=None if seconds is None else spec.window.num_frames / seconds,
             backend=None if seconds is None else f"{choice}, {threads} threads",
@@ -94,7 +97,7 @@ def render(rows: Sequence[CostRow]) -> None:
         table.add_column(f"{column}\nhere | paper", justify="right")
     for row in rows:
         table.add_row(
-            row.net, f"{row.params_m:.2f} | {_number(row.paper_params_m)}", f"{row.gmac:.2f} | {_number(row.paper_gmac)}",
+            row.net, f"{row.params_m:.2f} | {_number(row.paper_params_m)}", f"{_number(row.gmac, 2)} | {_number(row.paper_gmac)}",
             f"{_number(row.ms_per_clip, 1)} | {_number(row.paper_ms_per_clip)}",
             f"{_number(row.frames_per_s, 1)} | {_number(row.paper_frames_per_s)}",
         )

@@ -34,8 +34,9 @@ from monai.networks.nets.basic_unet import UpCat
 from torch import Tensor, nn
 from torchvision.models.resnet import BasicBlock
 
-from angio_ray.models.classifier import KINETICS_MEAN, KINETICS_STD
+from angio_ray.models.classifier import KINETICS_MEAN, KINETICS_STD, smooth_maximum
 from angio_ray.models.frame_maps import LocalContrast
+from angio_ray.models.interface import Pool
 
 STRIDE = 32
 """Pixels of a cell of block 6; sides must be multiples of it."""
@@ -57,12 +58,16 @@ class ResUNet(nn.Module):
     there still: what the paper's second head is worth.
     """
 
-    def __init__(self, width: int = 64, *, num_heads: Literal[1, 2] = 2) -> None:
-        """`width`: channels of blocks 1 and 2, an even number; the paper's net has 64 as ResNet-18."""
+    def __init__(self, width: int = 64, *, num_heads: Literal[1, 2] = 2, pool: Pool = "mean") -> None:
+        """`width`: channels of blocks 1 and 2, an even number; the paper's net has 64 as ResNet-18. `pool`: of the cells' logits;
+        the mean is what the paper's pooling and linear layer come to, a smooth maximum lets one cell speak alone."""
         super().__init__()
+        self.pool = pool
         self.encoder = Encoder(width, num_heads)
         self.classifier = nn.Linear(8 * width, 1)
         self.decoder = Decoder(width, num_heads)
+        if pool != "mean":
+            nn.init.constant_(self.classifier.bias, -3.0)  # or 64 cells that know nothing would speak for calcification
         self._frozen = False
 
     def features(self, pair_B2HW: Tensor) -> tuple[Tensor, ...]:
@@ -72,7 +77,16 @@ class ResUNet(nn.Module):
 
     def classify(self, pair_B2HW: Tensor) -> Tensor:
         """Logits (B,) of calcification in the patch, without the decoder's work."""
-        return self._verdict(self.features(pair_B2HW)[-1])
+        return self.verdict_of(self.cells(pair_B2HW))
+
+    def cells(self, pair_B2HW: Tensor) -> Tensor:
+        """What each cell of block 6 says, logits (B, h, w)."""
+        return self._cells(self.features(pair_B2HW)[-1])
+
+    def verdict_of(self, cells_Bhw: Tensor) -> Tensor:
+        """Logits (B,) of patches whose cells say so."""
+        flat = cells_Bhw.flatten(1).float()
+        return flat.mean(dim=1) if self.pool == "mean" else smooth_maximum(flat)
 
     def regions(self, pair_B2HW: Tensor) -> tuple[Tensor, Tensor]:
         """Logits (B,) of calcification in the patch, and (B, 1, H, W) of each pixel to be in its region.
@@ -80,7 +94,7 @@ class ResUNet(nn.Module):
         Raises ValueError for sides that are no multiples of 32.
         """
         features = self.features(pair_B2HW)
-        return self._verdict(features[-1]), self.decoder(features)
+        return self.verdict_of(self._cells(features[-1])), self.decoder(features)
 
     def forward(self, pair_B2HW: Tensor) -> tuple[Tensor, Tensor]:
         """See `regions`."""
@@ -89,7 +103,8 @@ class ResUNet(nn.Module):
     def heat(self, pair_B2HW: Tensor) -> Tensor:
         """Grad-CAM of calcification from block 6, (B, h, w), not scaled.
 
-        Between block 6 and the logit lie a mean and one linear layer, so the gradient is that layer's weights: no backward pass.
+        Between block 6 and the logit lie one linear layer and a pool over the cells, so the mean's gradient is that layer's
+        weights: no backward pass.
         """
         return F.relu(torch.einsum("bchw,c->bhw", self.features(pair_B2HW)[-1], self.classifier.weight[0]))
 
@@ -108,9 +123,9 @@ class ResUNet(nn.Module):
             self.classifier.eval()
         return self
 
-    def _verdict(self, block6_BChw: Tensor) -> Tensor:
-        logits: Tensor = self.classifier(block6_BChw.mean(dim=(2, 3)))
-        return logits.squeeze(1)
+    def _cells(self, block6_BChw: Tensor) -> Tensor:
+        logits: Tensor = self.classifier(block6_BChw.movedim(1, -1))
+        return logits.squeeze(-1)
 
 
 class Encoder(nn.Module):

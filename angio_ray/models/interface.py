@@ -66,6 +66,8 @@ class NetSpec:
     """Name of the net whose weights are a part of this one's: it may begin from a bundle of that."""
     exact: bool = False
     """Always in float32, whatever the run's precision: what follows from small differences, at little cost."""
+    varying: bool = False
+    """What a pass computes depends on what it finds: nobody counts it, and torch alone runs it."""
 
     @property
     def per_frame(self) -> bool:

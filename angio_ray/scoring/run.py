@@ -21,7 +21,7 @@ import ray
 
 from angio_ray.dicom.reader import Limits
 from angio_ray.models import TASKS
-from angio_ray.models.backends import BackendChoice, Converted, choose_backend, convert, unsupported
+from angio_ray.models.backends import BackendChoice, Converted, choose_backend, convert, for_net, unsupported
 from angio_ray.models.bundles import SHIPPED, Bundle, BundleError, load_bundle
 from angio_ray.pseudonyms import (
     KEY_FILE_VARIABLE,
@@ -352,11 +352,11 @@ def _choose_backend(
             if choice.backend != "openvino":
                 return choice, {}, ""
             for bundle in loaded.values():
-                if bundle.digest not in forms:
+                if bundle.digest not in forms and for_net(choice, bundle.net).backend == "openvino":
                     forms[bundle.digest] = convert(bundle.ensemble(), bundle.window)
         except ValueError as error:
             return None, {}, f"the models cannot run as {'the run was started' if bound else 'asked for'}: {error}"
-        return choice, {task: forms[bundle.digest] for task, bundle in loaded.items()}, ""
+        return choice, {task: forms[b.digest] for task, b in loaded.items() if b.digest in forms}, ""
 
     remote = ray.remote(num_cpus=pools.cpus_per_scorer, num_gpus=pools.gpus_per_scorer)(choose)
     answer = remote.remote(dict(bundles))

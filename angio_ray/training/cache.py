@@ -276,11 +276,14 @@ class CachedClips:
     def __len__(self) -> int:
         return len(self._where)
 
-    def read(self, rows_B: NDArray[np.intp]) -> NDArray[np.uint8]:
-        """The inputs of these rows, (B, T, H, W)."""
-        out = np.empty((len(rows_B), *self._shape), np.uint8)
+    def read(self, rows_B: NDArray[np.intp], places_T: NDArray[np.integer] | None = None) -> NDArray[np.uint8]:
+        """The inputs of these rows, (B, T, H, W): all of their frames, or those at these places."""
+        num_frames, height, width = self._shape
+        places = range(num_frames) if places_T is None else places_T.tolist()
+        out = np.empty((len(rows_B), len(places), height, width), np.uint8)
         for i, (shard, row) in enumerate(self._where[rows_B]):
-            out[i] = self._shards[shard][row]
+            for t, place in enumerate(places):
+                out[i, t] = self._shards[shard][row, place]
         return out
 
 

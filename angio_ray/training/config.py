@@ -162,8 +162,11 @@ class TrainConfig:
             raise ConfigError(f"--loss {recipe.loss}: for nets with a class per frame")
         if recipe.balance == "sampler" and NETS[self.net].per_frame:
             raise ConfigError(f"--balance sampler: {self.net} gives each frame a class; take weights")
-        if (recipe.redundancy or recipe.box_weight) and not (self.task in TASKS and TASKS[self.task].named_frames):
-            raise ConfigError("--redundancy and --box-weight: for stenosis-class")
+        of_frames = self.task in TASKS and TASKS[self.task].named_frames
+        if recipe.redundancy and not of_frames:
+            raise ConfigError("--redundancy: for stenosis-class")
+        if recipe.box_weight and not (of_frames or (self.task in TASKS and TASKS[self.task].paired_frames)):
+            raise ConfigError("--box-weight: for stenosis-class and calcium")
         window = NETS[self.net].window
         if any(stage.regions for stage in recipe.stages) != (NETS[self.net].layout == "B2HW-regions"):
             raise ConfigError(f"stages {','.join(map(str, recipe.stages))}: roi stages are for calcium, which needs one")

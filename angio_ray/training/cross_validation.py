@@ -641,7 +641,7 @@ def _binding(experiment: Experiment, config: TrainConfig, initial: _Initial) -> 
     uri = experiment.out.child(experiment.name, "experiment.json")
     with suppress(FileNotFoundError):
         stored = json.loads(experiment.out.read_bytes(uri))
-        before = {"loss": "cross_entropy", "box_weight": 0.0, "redundancy": False, "passes": 1}
+        before = {"loss": "cross_entropy", "box_weight": 0.0, "vessel_weight": 0.0, "redundancy": False, "passes": 1}
         stored["recipe"] = before | stored.get("recipe", {})  # of experiments before there was another
         before_regions = {name: getattr(experiment.recipe, name) for name in ("region_rate", "boundary_weight", "dilations")}
         stored["recipe"] = before_regions | stored["recipe"]

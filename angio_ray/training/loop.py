@@ -38,7 +38,7 @@ from angio_ray.training.augment import augment_located, changed_masks, cut_out
 from angio_ray.training.losses import MOTION, box_loss, boxes_of_frames, detection_loss, soft_convolutional_f1
 from angio_ray.training.quick_nets import fit_for_training, settle_statistics
 from angio_ray.training.recipes import Recipe, Stage
-from angio_ray.training.regions import Outlines, holds_calcification, region_loss, region_targets
+from angio_ray.training.regions import Outlines, cell_loss, holds_calcification, region_loss, region_targets
 from angio_ray.training.vessels import DrawnVessels, vessel_loss
 
 _PREDICTED_AT_ONCE = 8
@@ -63,8 +63,8 @@ class FitError(ValueError):
 class Clips(Protocol):
     """Model inputs that can be read in any order, also from another thread."""
 
-    def read(self, rows_B: NDArray[np.intp]) -> NDArray[np.uint8]:
-        """The inputs of these rows, (B, T, H, W)."""
+    def read(self, rows_B: NDArray[np.intp], places_T: NDArray[np.integer] | None = None) -> NDArray[np.uint8]:
+        """The inputs of these rows, (B, T, H, W): all of their frames, or those at these places."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +73,9 @@ class InMemory:
 
     clips_NTHW: NDArray[np.uint8]
 
-    def read(self, rows_B: NDArray[np.intp]) -> NDArray[np.uint8]:
+    def read(self, rows_B: NDArray[np.intp], places_T: NDArray[np.integer] | None = None) -> NDArray[np.uint8]:
         """The inputs of these rows, (B, T, H, W)."""
-        return self.clips_NTHW[rows_B]
+        return self.clips_NTHW[rows_B] if places_T is None else self.clips_NTHW[rows_B[:, None], places_T]
 
 
 @dataclass(frozen=True, slots=True)
@@ -325,6 +325,8 @@ class _Loop:
         self.class_weight = torch.tensor([*weights_K, weights_K[:-1].mean(), 0.0]).float()
         self.target_N = torch.from_numpy(np.asarray(train.target_N, np.int64))
         self.regions = NETS[net].layout == "B2HW-regions"
+        if self.regions and not hasattr(self.classifier.net, "cells") and not all(stage.regions for stage in recipe.stages):
+            raise FitError(f"{net} has no classifier: all of its stages are roi stages")
         if self.regions:
             size = NETS[net].window.size
             self.outlines, self.watched = (Outlines(part.outlines, size) for part in (train, validation))
@@ -476,10 +478,14 @@ class _Loop:
         self.model.train()
         micro = recipe.micro_batch or (_CPU_MICRO_BATCH if self.device.type == "cpu" else recipe.batch_size)
         shares = [_batches_of(_share(batch, place), micro) for batch in batches]
-        reading = _read_ahead(self.train.clips, [rows for share in shares for rows in share], self.device)
+        shown_of = [self._shown(stage, number, step) for step in range(len(batches))]
+        reading = _read_ahead(
+            self.train.clips, [rows for share in shares for rows in share], self.device,
+            [shown for share, shown in zip(shares, shown_of, strict=True) for _ in share],
+        )  # fmt: skip
         total = torch.zeros((), device=self.device)
         for step, (batch, share) in enumerate(zip(batches, shares, strict=True)):
-            shown = self._shown(stage, number, step)
+            shown = shown_of[step]
             target_B = thinned_targets(self.target_N[batch], stage.frames, shown)
             whole = self._weight(target_B).sum().clamp(min=1e-9)
             self.optimizer.zero_grad(set_to_none=True)
@@ -492,7 +498,6 @@ class _Loop:
                 if stage.cut:
                     rng = np.random.default_rng((self.seed, number, step, i * place.world + place.rank))
                     wrong = [np.reshape(self.state.wrong.get(int(row), []), (-1, 2)) for row in rows]
-                    x = thinned(x, whole_px, stage.frames, shown)
                     if self.vessels is not None:
                         places = range(x.shape[1]) if shown is None else shown.tolist()
                         drawn, known_BT = self.vessels.read(rows, places, whole_px)
@@ -561,10 +566,12 @@ class _Loop:
         size, recipe = stage.size, self.recipe
         if not stage.regions:
             with self._autocast():
-                verdicts = self.model(x_B2HW)
+                cells_Nhw = self.model(x_B2HW).float()
+            net: Any = self.classifier.net
             target = holds_calcification(masks_BHW, size)
             weight = torch.tensor(self.patch_weight, device=self.device)
-            return F.binary_cross_entropy_with_logits(verdicts.float().flatten(), target.float(), pos_weight=weight)
+            loss = F.binary_cross_entropy_with_logits(net.verdict_of(cells_Nhw), target.float(), pos_weight=weight)
+            return loss + recipe.box_weight * cell_loss(cells_Nhw, patches(masks_BHW[:, None].float(), size // 2))
         target_B1HW, distance_B1HW = region_targets(masks_BHW.cpu().numpy(), recipe.dilations)
         target_N1PP, distance_N1PP = (
             patches(one, size // 2).to(self.device) for one in (target_B1HW, distance_B1HW)
@@ -749,9 +756,9 @@ class _Trained(nn.Module):
     def forward(self, x_BTHW: Tensor, *, regions: bool = False, vessels: bool = False) -> Any:
         classifier = self.classifier
         if classifier.layout == "B2HW-regions":
-            if not regions:
-                return classifier.verdicts(x_BTHW)
             net: Any = classifier.net
+            if not regions:
+                return net.cells(patches(x_BTHW, x_BTHW.shape[-1] // 2))
             return net.regions(patches(x_BTHW, x_BTHW.shape[-1] // 2))[1]
         if vessels:
             return classifier.with_vessels(x_BTHW)
@@ -767,8 +774,8 @@ class _Thinned:
     clips: Clips
     stage: Stage
 
-    def read(self, rows_B: NDArray[np.intp]) -> Any:
-        clips = torch.from_numpy(self.clips.read(rows_B))
+    def read(self, rows_B: NDArray[np.intp], places_T: NDArray[np.integer] | None = None) -> Any:
+        clips = torch.from_numpy(self.clips.read(rows_B, places_T))
         return thinned(clips, clips.shape[-1] if self.stage.cut else self.stage.size, self.stage.frames).numpy()
 
 
@@ -872,22 +879,23 @@ def _batches_of(rows: NDArray[np.intp], size: int) -> list[NDArray[np.intp]]:
 
 
 def _read_ahead(
-    clips: Clips, batches: Sequence[NDArray[np.intp]], device: torch.device | None = None
+    clips: Clips,
+    batches: Sequence[NDArray[np.intp]],
+    device: torch.device | None = None,
+    places: Sequence[NDArray[np.int64] | None] | None = None,
 ) -> Iterator[Tensor]:
-    """The inputs of each batch in turn, the next one being read meanwhile."""
+    """The inputs of each batch in turn, all frames or those at its places, the next one being read meanwhile."""
 
-    def read(rows: NDArray[np.intp]) -> Tensor:
-        x = torch.from_numpy(clips.read(rows))
+    def read(number: int) -> Tensor:
+        x = torch.from_numpy(clips.read(batches[number], None if places is None else places[number]))
         return x.pin_memory() if device is not None and device.type == "cuda" else x
 
     with ThreadPoolExecutor(1) as reader:
-        ahead = [reader.submit(read, rows) for rows in batches[:1]]
-        for rows in [*batches[1:], None]:
-            if not ahead:
-                return
+        ahead = [reader.submit(read, 0)] if batches else []
+        for number in range(1, len(batches) + 1):
             current = ahead.pop()
-            if rows is not None:
-                ahead.append(reader.submit(read, rows))
+            if number < len(batches):
+                ahead.append(reader.submit(read, number))
             yield current.result()
 
 

@@ -124,7 +124,8 @@ class Recipe:
     loss: Loss = "cross_entropy"
     """f1: the stenosis paper's, for nets with a class per frame; over the first and the last class, each as good as the other."""
     box_weight: float = 0.0
-    """Of the boxes in the loss, for nets with maps: 0 teaches by the classes of frames alone, as the stenosis paper does."""
+    """Of the boxes in the loss, for nets with maps: 0 teaches by the classes of frames alone, as the stenosis paper does. Of
+    calcification's outlines in its classifier's loss: what each cell of block 6 says; 0 teaches by patches, as its paper."""
     vessel_weight: float = 0.0
     """Of the vessels in the loss of squares that are cut, where labels have them (`vessel_masks`) and the net can draw them."""
     region_rate: float = 1e-3
@@ -436,7 +437,7 @@ def _regions(size: int, epochs: int, region_epochs: int, **changes: Any) -> Reci
 
 
 _DOUBLE_HEADS = ("resunet_18", "resunet_18_one_head", "resunet_s", "resunet_s_one_head")
-_REGION_NETS = ("unet", "transunet")
+_REGION_NETS = ("unet", "transunet", "mask_rcnn", "fcos")
 _CATEGORIES = ("", "_3cat")
 """Suffixes of nets with the paper's two and three classes of stenosis."""
 
@@ -472,7 +473,7 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         for suffix in _CATEGORIES
     }
     | {f"inception_v3{suffix}": _frames((299, 2, 8), learning_rate=3e-4) for suffix in _CATEGORIES}
-    | {net: _regions(512, 8, 6) for net in _DOUBLE_HEADS}
+    | {net: _regions(512, 8, 6, box_weight=1.0) for net in _DOUBLE_HEADS}
     | {net: _regions(512, 0, 14) for net in _REGION_NETS},
     "smoke": {
         net: _short((32, 4, 1), batch_size=4, settle_clips=8)
@@ -485,8 +486,8 @@ RECIPES: dict[str, dict[str, Recipe]] = {
     | {f"stenosis_s{suffix}": _frames((128, 2, 1), settle_clips=4, box_weight=1.0) for suffix in _CATEGORIES}
     | {f"stenosis_fpn{suffix}": _frames((128, 2, 1), settle_clips=0, box_weight=1.0, keep="last") for suffix in _CATEGORIES}
     | {f"inception_v3{suffix}": _frames((96, 2, 1), settle_clips=4) for suffix in _CATEGORIES}
-    | {net: _regions(128, 1, 1) for net in _DOUBLE_HEADS}
-    | {net: _regions(512 if net == "transunet" else 128, 0, 1) for net in _REGION_NETS},
+    | {net: _regions(128, 1, 1, box_weight=1.0) for net in _DOUBLE_HEADS}
+    | {net: _regions(128 if net == "unet" else 512, 0, 1) for net in _REGION_NETS},
 }
 """Recipe name -> net -> recipe."""
 

@@ -18,6 +18,7 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 import torch
+import torch.nn.functional as F
 from monai.losses import DiceLoss
 from numpy.typing import NDArray
 from scipy.ndimage import distance_transform_edt
@@ -99,6 +100,17 @@ def holds_calcification(masks_BHW: Tensor, size: int) -> Tensor:
     """Which of the five patches of each frame hold some, (B * 5,), booleans."""
     least = max(1.0, LEAST_PX * (size / 512) ** 2)
     return patches(masks_BHW[:, None].float(), size // 2).flatten(1).sum(dim=1) >= least
+
+
+def cell_loss(cells_Nhw: Tensor, masks_N1PP: Tensor) -> Tensor:
+    """Mean cross entropy of what each cell of a patch says, against whether any calcification lies in it. Cells with some are
+    few: one counts as much as _CELLS others."""
+    target_Nhw = F.adaptive_max_pool2d(masks_N1PP, cells_Nhw.shape[-2:])[:, 0]
+    weight = torch.tensor(_CELLS, device=cells_Nhw.device)
+    return F.binary_cross_entropy_with_logits(cells_Nhw, target_Nhw, pos_weight=weight)
+
+
+_CELLS = 20.0
 
 
 def region_targets(masks_BHW: NDArray[np.bool_], iterations: int) -> tuple[Tensor, Tensor]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from angio_ray.models import NETS
-from angio_ray.models.backends import BackendChoice
+from angio_ray.models.backends import BackendChoice, for_net
 from angio_ray.models.cost import cost_table, count, render
 
 TABLE = {  # as the paper prints them; ResNet-152 3D counts 136.12 where it prints 136.11
@@ -34,6 +34,14 @@ def test_the_table_has_a_row_a_net_and_times_only_when_asked_for() -> None:
     assert timed.ms_per_clip is not None
     assert timed.ms_per_clip > 0
     assert timed.frames_per_s == pytest.approx(16_000 / timed.ms_per_clip)
+
+
+def test_passes_that_depend_on_what_is_found_are_not_counted(capsys: pytest.CaptureFixture[str]) -> None:
+    params, macs = count(NETS["fcos"])
+    assert (round(params / 1e6, 1), macs) == (19.1, None)
+    render(cost_table(["fcos"]))
+    assert "- | -" in capsys.readouterr().out
+    assert for_net(BackendChoice(backend="openvino", precision="bfloat16"), "fcos") == BackendChoice()
 
 
 def test_the_printed_table_shows_ours_beside_the_papers(capsys: pytest.CaptureFixture[str]) -> None:

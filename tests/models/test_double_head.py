@@ -112,6 +112,17 @@ def test_unfrozen_all_parts_learn() -> None:
     assert [name for name, p in made.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 
+def test_a_patch_is_the_pool_of_what_the_cells_of_block_6_say() -> None:
+    made = net().eval()
+    torch.testing.assert_close(made.classify(pair()), made.cells(pair()).mean(dim=(1, 2)))
+    single = torch.full((2, 8, 8), -6.0)
+    single[1, 3, 4] = 4.0
+    made.pool = "logsumexp"
+    low, high = made.verdict_of(single).tolist()
+    assert low < -3 < 3 < high, "one cell speaks for its patch, 64 that say no do not"
+    assert ResUNet(8, pool="logsumexp").eval().classify(pair()).sigmoid().max() < 0.5, "fresh, it says no"
+
+
 def test_heat_is_the_grad_cam_of_block_6() -> None:
     from monai.visualize.class_activation_maps import GradCAM
 

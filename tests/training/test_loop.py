@@ -590,7 +590,7 @@ def test_the_sampler_draws_both_classes_as_often() -> None:
     drawn: list[int] = []
 
     class Watched(InMemory):
-        def read(self, rows_B: Any) -> Any:
+        def read(self, rows_B: Any, places_T: Any = None) -> Any:
             drawn.extend(rows_B.tolist())
             return super().read(rows_B)
 

@@ -149,7 +149,8 @@ def test_the_command_in_a_card_asks_for_the_same() -> None:
         ("stenosis", {"changes": RecipeChanges(balance="sampler")}, "--balance sampler"),
         ("stenosis", {"changes": RecipeChanges(stages="cut64x2x1", box_weight=0.0)}, "need a box weight"),
         ("stenosis", {"changes": RecipeChanges(loss="f1")}, "--loss f1"),
-        ("quality", {"changes": RecipeChanges(redundancy=True)}, "--redundancy and --box-weight: for stenosis-class"),
+        ("quality", {"changes": RecipeChanges(redundancy=True)}, "--redundancy: for stenosis-class"),
+        ("quality", {"changes": RecipeChanges(box_weight=1.0)}, "--box-weight: for stenosis-class and calcium"),
     ],
 )
 def test_what_does_not_fit_single_frames_is_one_line(task: str, options: dict[str, Any], message: str) -> None:

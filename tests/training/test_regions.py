@@ -8,7 +8,7 @@ import torch
 from monai.losses import BoundaryLoss, DiceLoss
 from torch import nn
 
-from angio_ray.training.regions import boundary_loss, rebalanced, region_loss, signed_distance, target_region
+from angio_ray.training.regions import boundary_loss, cell_loss, rebalanced, region_loss, signed_distance, target_region
 
 
 def disc(row: float, column: float, radius: float, size: int = 64) -> np.ndarray:
@@ -22,6 +22,16 @@ def tensor(*masks: np.ndarray) -> torch.Tensor:
 
 def distances(*masks: np.ndarray, empty: float = 0.0) -> torch.Tensor:
     return tensor(*(signed_distance(mask, empty=empty) for mask in masks))
+
+
+def test_cells_learn_where_calcification_lies() -> None:
+    mask = np.zeros((64, 64), bool)
+    mask[40, 9] = True
+    right = torch.full((1, 8, 8), -9.0)
+    right[0, 5, 1] = 9.0
+    assert cell_loss(right, tensor(mask)) < 0.01
+    assert cell_loss(right.roll(1, dims=2), tensor(mask)) > 2
+    assert cell_loss(torch.full((1, 8, 8), -9.0), tensor(~mask & mask)) < 0.01, "where none is, none is found"
 
 
 @pytest.mark.parametrize(("kernel", "iterations", "reach"), [(11, 4, 20), (11, 1, 5), (11, 6, 30), (5, 4, 8), (11, 0, 0)])
