@@ -24,7 +24,7 @@ class FrameMaps(nn.Module):
         self, features: nn.Sequential, num_features: int, classes: int, *, bias: float = 0.0, vessels: nn.Conv2d | None = None
     ) -> None:
         """`features`: (N, C, H, W) -> (N, F, h, w). `bias`: log-odds of every class but the first to begin with. `vessels`: what
-        `with_vessels` draws from the first _FINE of the features."""
+        `with_vessels` draws with, 1 + side * side channels of cells that are squares of `side` px."""
         super().__init__()
         self.features = features
         self.vessels = vessels
@@ -39,20 +39,15 @@ class FrameMaps(nn.Module):
         return maps.unflatten(0, (-1, num_frames))
 
     def with_vessels(self, x_BCTHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The maps, then of the N pictures the log-odds that a pixel is a vessel's, (N, 1, H, W), and the natural logarithm of
-        the vessel's radius in px, in each square of CELL px, (N, 1, H / CELL, W / CELL). For training alone."""
+        """The maps, then of the N pictures the log-odds that a pixel is a vessel's, (N, 1, H, W), and of each cell the natural
+        logarithm of its vessel's radius in px, (N, 1, h, w). For training alone."""
         assert self.vessels is not None
         num_frames = x_BCTHW.shape[2]
-        fine = self.features[:_FINE](x_BCTHW.transpose(1, 2).flatten(0, 1))
-        maps: Tensor = self.cells(self.features[_FINE:](fine))
-        drawn = self.vessels(fine)
-        return maps.unflatten(0, (-1, num_frames)), F.pixel_shuffle(drawn[:, 1:], CELL), drawn[:, :1]
-
-
-CELL = 4
-"""px: side of the squares that are the first features' channels."""
-_FINE = 7
-"""Features of `stenosis_s`, first to last, until cells grow larger than CELL."""
+        features = self.features(x_BCTHW.transpose(1, 2).flatten(0, 1))
+        maps: Tensor = self.cells(features)
+        drawn = self.vessels(features)
+        side = math.isqrt(drawn.shape[1] - 1)
+        return maps.unflatten(0, (-1, num_frames)), F.pixel_shuffle(drawn[:, 1:], side), drawn[:, :1]
 
 
 class LocalContrast(nn.Module):
@@ -79,7 +74,7 @@ def stenosis_s(classes: int, width: int = 24) -> FrameMaps:
     """
     features = nn.Sequential(
         LocalContrast(),
-        nn.PixelUnshuffle(CELL),
+        nn.PixelUnshuffle(4),
         nn.Conv2d(32, width, 3, padding=1, bias=False),
         nn.BatchNorm2d(width),
         nn.ReLU(),
@@ -90,7 +85,7 @@ def stenosis_s(classes: int, width: int = 24) -> FrameMaps:
         _Residual(2 * width),
         _Residual(2 * width, 2),
     )
-    return FrameMaps(features, 2 * width, classes, bias=-3.0, vessels=nn.Conv2d(width, 1 + CELL**2, 1))
+    return FrameMaps(features, 2 * width, classes, bias=-3.0, vessels=nn.Conv2d(2 * width, 1 + 8**2, 1))
 
 
 def inception_v3(classes: int) -> FrameMaps:

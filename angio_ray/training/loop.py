@@ -46,7 +46,7 @@ _SETTLED_AT_ONCE = 16
 _WHOLE_CLIPS_AT_ONCE = 2
 """Of nets that look at all frames: 200 take the memory of a dozen quality inputs."""
 _CPU_MICRO_BATCH = 8
-_LOOKED_AT = 0.5
+_LOOKED_AT = 0.25
 """Share of the training clips that are looked through for wrong places before an epoch of squares."""
 _WRONG_PLACES = 4
 """Of a frame, at most, each so many cells from the others."""
@@ -612,14 +612,16 @@ class _Loop:
 
     @torch.no_grad()
     def _look_for_wrong_places(self, number: int) -> None:
-        """Half of the training clips, one frame of each: where its map shows most outside the boxes."""
+        """A share of the training clips, one frame of each: where its map shows most outside the boxes."""
         rng = np.random.default_rng((self.seed, number, 1))
         rows = np.flatnonzero((rng.random(len(self.train)) < _LOOKED_AT) & np.array([b is not None for b in self.train.boxes]))
         self.classifier.eval()
         for batch, x in zip(parts := _batches_of(rows, _WHOLE_CLIPS_AT_ONCE), _read_ahead(self.train.clips, parts), strict=True):
             judged = int((self.target_N[batch] != UNJUDGED).sum(dim=1).min())  # what comes after only fills the clip up
             place = int(rng.integers(max(1, judged)))
-            maps = cell_probability(self.classifier.maps(x[:, place : place + 1].to(self.device)).float())[:, 0].cpu().numpy()
+            with self._autocast():
+                log_odds = self.classifier.maps(x[:, place : place + 1].to(self.device))
+            maps = cell_probability(log_odds.float())[:, 0].cpu().numpy()
             for row, cells in zip(batch.tolist(), maps, strict=True):
                 marked = self.train.boxes[row]
                 assert marked is not None

@@ -437,7 +437,8 @@ def _regions(size: int, epochs: int, region_epochs: int, **changes: Any) -> Reci
 
 
 _DOUBLE_HEADS = ("resunet_18", "resunet_18_one_head", "resunet_s", "resunet_s_one_head")
-_REGION_NETS = ("unet", "transunet", "mask_rcnn", "fcos")
+_SEGMENTERS, _DETECTORS = ("unet", "transunet"), ("mask_rcnn", "fcos")
+_REGION_NETS = (*_SEGMENTERS, *_DETECTORS)
 _CATEGORIES = ("", "_3cat")
 """Suffixes of nets with the paper's two and three classes of stenosis."""
 
@@ -474,7 +475,8 @@ RECIPES: dict[str, dict[str, Recipe]] = {
     }
     | {f"inception_v3{suffix}": _frames((299, 2, 8), learning_rate=3e-4) for suffix in _CATEGORIES}
     | {net: _regions(512, 8, 6, box_weight=1.0) for net in _DOUBLE_HEADS}
-    | {net: _regions(512, 0, 14) for net in _REGION_NETS},
+    | {net: _regions(512, 0, 14) for net in _SEGMENTERS}
+    | {net: _regions(512, 0, 14, region_rate=3e-4) for net in _DETECTORS},
     "smoke": {
         net: _short((32, 4, 1), batch_size=4, settle_clips=8)
         for net in ("r18_2d", "r152_2d", "r18_3d", "r152_3d", "x3d_s")

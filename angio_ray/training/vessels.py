@@ -19,6 +19,8 @@ from torch import Tensor
 
 from angio_ray.training.paired_frames import mask_of
 
+_THIN = np.ones((3, 3), np.uint8)
+"""What is thinner than this many px is not taught: a program's label has branches that nobody sees."""
 _NEAR_PX = 7
 """Side of the square in which a pixel's vessel has its middle, px."""
 _LEAST_SHARE = 0.25
@@ -41,7 +43,8 @@ class DrawnVessels:
         for b, row in enumerate(rows_B.tolist()):
             for t, place in enumerate(places_T):
                 if place < len(self._pngs[row]) and (png := self._pngs[row][place]) is not None:
-                    masks[b, t], known[b, t] = mask_of(png, size), True
+                    drawn = mask_of(png, size).astype(np.uint8)
+                    masks[b, t], known[b, t] = cv2.morphologyEx(drawn, cv2.MORPH_OPEN, _THIN), True
         return masks, known
 
 

@@ -7,6 +7,7 @@ import io
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import cv2
@@ -17,7 +18,7 @@ import torch.multiprocessing as mp
 from sklearn.metrics import roc_auc_score
 from torch import nn
 
-from angio_ray.models import NETS, interface
+from angio_ray.models import NETS, interface, region_nets
 from angio_ray.models.classifier import ClipClassifier
 from angio_ray.models.interface import NOT_LAST, UNJUDGED
 from angio_ray.models.stenosis import NUM_BOXES, taken_apart
@@ -279,6 +280,25 @@ def outlined(count: int, seed: int = 0) -> Part:
     return Part(InMemory(pairs), np.arange(1, count + 1) % 2, outlines=tuple(pngs))
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("net", ["mask_rcnn", "fcos"])
+def test_detectors_learn_by_their_own_losses(net: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    window = ClipWindow(name="pair_128px", size=128, start=0, length=2, stride=1)
+    build = partial(region_nets.RegionOnly, region_nets.NETS[net](64))  # type: ignore[call-arg]
+    monkeypatch.setitem(NETS, net, replace(NETS[net], window=window, build=build))
+    recipe = replace(find_recipe("smoke", net), stages=parse_stages("roi128x2x2"), batch_size=2, region_rate=1e-4)
+    states: list[State] = []
+    fitted = fit(
+        net, outlined(4), outlined(2, seed=1), recipe, place=ONE, after_epoch=lambda _, s: states.append(copy.deepcopy(s))
+    )
+    assert np.isfinite([epoch.loss for epoch in fitted.epochs]).all()
+    first, last = states[0].model, states[1].model
+    assert not any(torch.equal(first[name], last[name]) for name in first if name.endswith("conv1.weight")), "all of it learns"
+    assert predict_places(fitted.classifier, outlined(2, seed=1).clips, 2, ONE).shape == (2, 2 + 5 + 5 * 64 * 64)
+    with pytest.raises(FitError, match=f"{net} has no classifier"):
+        fit(net, outlined(4), outlined(2, seed=1), replace(recipe, stages=parse_stages("128x2x1,roi128x2x1")), place=ONE)
+
+
 def test_a_classifier_of_patches_is_learnt_and_then_left_alone_while_its_regions_are(monkeypatch: pytest.MonkeyPatch) -> None:
     small = replace(NETS["resunet_s"], window=ClipWindow(name="pair_128px", size=128, start=0, length=2, stride=1))
     monkeypatch.setitem(NETS, "resunet_s", small)
@@ -326,7 +346,7 @@ def test_squares_are_cut_where_the_maps_of_the_epoch_before_were_wrong() -> None
     states: list[State] = []
     fit("stenosis_s", part_, part_, recipe, place=ONE, after_epoch=lambda _, state: states.append(copy.deepcopy(state)))
     assert states[0].wrong == {}, "nothing is known yet"
-    assert 0 < len(states[1].wrong) < 16, "half of them are looked at"
+    assert 0 < len(states[1].wrong) < 12, "a quarter of them are looked at"
     assert all(0 <= value <= 1 for places in states[1].wrong.values() for place in places for value in place)
 
 
@@ -344,7 +364,7 @@ def test_a_net_learns_to_draw_the_vessels_of_its_squares() -> None:
         _, drawn_N1HW, log_radius_N1hw = classifier.with_vessels(torch.from_numpy(part_.clips.read(np.arange(0, 32, 2))))
     mask = torch.from_numpy(dark_NTHW[::2]).flatten(0, 1) > 0
     assert roc_auc_score(mask.flatten(), drawn_N1HW.flatten()) > 0.97
-    inside = torch.nn.functional.avg_pool2d(mask[:, None].float(), 4) == 1
+    inside = torch.nn.functional.avg_pool2d(mask[:, None].float(), 8) == 1
     assert log_radius_N1hw[inside].exp().median() == pytest.approx(5, abs=1.5), "squares of 12 px"
 
 
