@@ -276,13 +276,14 @@ class CachedClips:
     def __len__(self) -> int:
         return len(self._where)
 
-    def read(self, rows_B: NDArray[np.intp], places_T: NDArray[np.integer] | None = None) -> NDArray[np.uint8]:
-        """The inputs of these rows, (B, T, H, W): all of their frames, or those at these places."""
+    def read(self, rows_B: NDArray[np.intp], places_BT: NDArray[np.integer] | None = None) -> NDArray[np.uint8]:
+        """The inputs of these rows, (B, T, H, W): all of their frames, or of each those at its places."""
         num_frames, height, width = self._shape
-        places = range(num_frames) if places_T is None else places_T.tolist()
-        out = np.empty((len(rows_B), len(places), height, width), np.uint8)
+        if places_BT is None:
+            places_BT = np.tile(np.arange(num_frames), (len(rows_B), 1))
+        out = np.empty((*places_BT.shape, height, width), np.uint8)
         for i, (shard, row) in enumerate(self._where[rows_B]):
-            for t, place in enumerate(places):
+            for t, place in enumerate(places_BT[i].tolist()):
                 out[i, t] = self._shards[shard][row, place]
         return out
 

@@ -63,8 +63,8 @@ class FitError(ValueError):
 class Clips(Protocol):
     """Model inputs that can be read in any order, also from another thread."""
 
-    def read(self, rows_B: NDArray[np.intp], places_T: NDArray[np.integer] | None = None) -> NDArray[np.uint8]:
-        """The inputs of these rows, (B, T, H, W): all of their frames, or those at these places."""
+    def read(self, rows_B: NDArray[np.intp], places_BT: NDArray[np.integer] | None = None) -> NDArray[np.uint8]:
+        """The inputs of these rows, (B, T, H, W): all of their frames, or of each those at its places."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,9 +73,9 @@ class InMemory:
 
     clips_NTHW: NDArray[np.uint8]
 
-    def read(self, rows_B: NDArray[np.intp], places_T: NDArray[np.integer] | None = None) -> NDArray[np.uint8]:
+    def read(self, rows_B: NDArray[np.intp], places_BT: NDArray[np.integer] | None = None) -> NDArray[np.uint8]:
         """The inputs of these rows, (B, T, H, W)."""
-        return self.clips_NTHW[rows_B] if places_T is None else self.clips_NTHW[rows_B[:, None], places_T]
+        return self.clips_NTHW[rows_B] if places_BT is None else self.clips_NTHW[rows_B[:, None], places_BT]
 
 
 @dataclass(frozen=True, slots=True)
@@ -478,18 +478,21 @@ class _Loop:
         self.model.train()
         micro = recipe.micro_batch or (_CPU_MICRO_BATCH if self.device.type == "cpu" else recipe.batch_size)
         shares = [_batches_of(_share(batch, place), micro) for batch in batches]
-        shown_of = [self._shown(stage, number, step) for step in range(len(batches))]
+        shown_of = [self._shown(stage, number, step, batch) for step, batch in enumerate(batches)]
+        places_of = [
+            [None] * len(share) if shown is None else _batches_of(_share(shown, place), micro)
+            for share, shown in zip(shares, shown_of, strict=True)
+        ]
         reading = _read_ahead(
             self.train.clips, [rows for share in shares for rows in share], self.device,
-            [shown for share, shown in zip(shares, shown_of, strict=True) for _ in share],
+            [places for of_share in places_of for places in of_share],
         )  # fmt: skip
         total = torch.zeros((), device=self.device)
         for step, (batch, share) in enumerate(zip(batches, shares, strict=True)):
-            shown = shown_of[step]
-            target_B = thinned_targets(self.target_N[batch], stage.frames, shown)
+            target_B = thinned_targets(self.target_N[batch], stage.frames, shown_of[step])
             whole = self._weight(target_B).sum().clamp(min=1e-9)
             self.optimizer.zero_grad(set_to_none=True)
-            for i, rows in enumerate(share):
+            for i, (rows, shown) in enumerate(zip(share, places_of[step], strict=True)):
                 generator = torch.Generator().manual_seed(_mixed(self.seed, number, step, i * place.world + place.rank))
                 x = next(reading)
                 whole_px = x.shape[-1]
@@ -499,13 +502,13 @@ class _Loop:
                     rng = np.random.default_rng((self.seed, number, step, i * place.world + place.rank))
                     wrong = [np.reshape(self.state.wrong.get(int(row), []), (-1, 2)) for row in rows]
                     if self.vessels is not None:
-                        places = range(x.shape[1]) if shown is None else shown.tolist()
+                        places = np.tile(np.arange(x.shape[1]), (len(rows), 1)) if shown is None else shown
                         drawn, known_BT = self.vessels.read(rows, places, whole_px)
                         x = torch.cat([x, torch.from_numpy(drawn)], dim=1)
                     x, marked = cut_out(x, marked, wrong, stage.size, rng)
                     if self.vessels is not None:
                         x, vessels = x.chunk(2, dim=1)
-                x = thinned(x.to(self.device), stage.size, stage.frames, shown)
+                x = thinned(x.to(self.device), stage.size, stage.frames)
                 x, homography_B33 = augment_located(x, recipe.augment, generator)
                 if self.regions:
                     masks = changed_masks(self.outlines.read(rows, stage.size).to(self.device)[:, None], homography_B33)[:, 0]
@@ -627,26 +630,28 @@ class _Loop:
                 assert marked is not None
                 self.state.wrong[row] = wrong_places(cells, marked[marked[:, 0] == place])
 
-    def _shown(self, stage: Stage, number: int, step: int) -> NDArray[np.int64] | None:
-        """Places of the frames that a step shows, of nets that see each frame by itself: now these, now others. None: evenly."""
-        there = self.target_N.shape[-1]
-        if self.classifier.layout != "BCTHW-maps" or stage.frames >= there:
+    def _shown(self, stage: Stage, number: int, step: int, batch: NDArray[np.intp]) -> NDArray[np.int64] | None:
+        """Places of the frames that a step shows of each of its clips, (B, T), of nets that see each frame by itself: now these,
+        now others, and none that only fills a clip up, or a clip of few frames would teach as few. None: evenly."""
+        if self.classifier.layout != "BCTHW-maps" or stage.frames >= self.target_N.shape[-1]:
             return None
         rng = np.random.default_rng((self.seed, number, step))
-        return np.sort(rng.choice(there, stage.frames, replace=False))
+        judged_B = (self.target_N[batch] != UNJUDGED).sum(dim=1).clamp(min=1).tolist()
+        return np.stack([np.sort(np.resize(rng.permutation(n), stage.frames)) for n in judged_B])
 
     def _boxes(
         self,
         marked_B: Sequence[NDArray[np.float32] | None],
         homography_B33: Tensor,
-        shown: NDArray[np.int64] | None,
+        shown_BT: NDArray[np.int64] | None,
         motion: float | None,
     ) -> list[Tensor | None]:
         """Of each frame of the clips that were changed so, one after the other. `motion` None: nothing of frames on which a box
         that counts, or may, was not marked."""
-        places = range(self.target_N.shape[-1]) if shown is None else shown.tolist()
+        evenly = range(self.target_N.shape[-1])
         found: list[Tensor | None] = []
-        for marked, homography_33 in zip(marked_B, homography_B33, strict=True):
+        for i, (marked, homography_33) in enumerate(zip(marked_B, homography_B33, strict=True)):
+            places = evenly if shown_BT is None else shown_BT[i].tolist()
             if marked is None:
                 found += [None] * len(places)
                 continue
@@ -776,27 +781,29 @@ class _Thinned:
     clips: Clips
     stage: Stage
 
-    def read(self, rows_B: NDArray[np.intp], places_T: NDArray[np.integer] | None = None) -> Any:
-        clips = torch.from_numpy(self.clips.read(rows_B, places_T))
+    def read(self, rows_B: NDArray[np.intp], places_BT: NDArray[np.integer] | None = None) -> Any:
+        clips = torch.from_numpy(self.clips.read(rows_B, places_BT))
         return thinned(clips, clips.shape[-1] if self.stage.cut else self.stage.size, self.stage.frames).numpy()
 
 
-def thinned(x_BTHW: Tensor, size: int, frames: int, shown: NDArray[np.int64] | None = None) -> Tensor:
-    """Clips at size x size px by area averaging, and so many of their frames, evenly if not `shown`; float32 where the size
-    changes."""
+def thinned(x_BTHW: Tensor, size: int, frames: int) -> Tensor:
+    """Clips at size x size px by area averaging, and so many of their frames, evenly; float32 where the size changes."""
     there = x_BTHW.shape[1]
     if frames < there:
-        x_BTHW = x_BTHW[:, torch.from_numpy(_evenly(there, frames) if shown is None else shown)]
+        x_BTHW = x_BTHW[:, torch.from_numpy(_evenly(there, frames))]
     if x_BTHW.shape[-1] <= size:
         return x_BTHW
     return F.interpolate(x_BTHW.float(), (size, size), mode="area")
 
 
-def thinned_targets(target_N: Any, frames: int, shown: NDArray[np.int64] | None = None) -> Any:
-    """Targets per frame, (N, T), of those frames that `thinned` leaves; targets per clip as they are."""
+def thinned_targets(target_N: Any, frames: int, shown_NT: NDArray[np.int64] | None = None) -> Any:
+    """Targets per frame, (N, T), of those frames that `thinned` leaves, or of each clip's shown ones; targets per clip as they
+    are."""
     if target_N.ndim == 1 or frames >= target_N.shape[1]:
         return target_N
-    return target_N[:, _evenly(target_N.shape[1], frames) if shown is None else shown]
+    if shown_NT is None:
+        return target_N[:, _evenly(target_N.shape[1], frames)]
+    return target_N[np.arange(len(target_N))[:, None], shown_NT]
 
 
 def _evenly(there: int, frames: int) -> NDArray[np.int64]:
@@ -886,7 +893,7 @@ def _read_ahead(
     device: torch.device | None = None,
     places: Sequence[NDArray[np.int64] | None] | None = None,
 ) -> Iterator[Tensor]:
-    """The inputs of each batch in turn, all frames or those at its places, the next one being read meanwhile."""
+    """The inputs of each batch in turn, all frames or those at their places, the next one being read meanwhile."""
 
     def read(number: int) -> Tensor:
         x = torch.from_numpy(clips.read(batches[number], None if places is None else places[number]))

@@ -35,13 +35,13 @@ class DrawnVessels:
         self._pngs = pngs
 
     def read(
-        self, rows_B: NDArray[np.intp], places_T: Sequence[int], size: int
+        self, rows_B: NDArray[np.intp], places_BT: NDArray[np.integer], size: int
     ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
         """Masks at these places of these clips (B, T, size, size), 0 or 1, and of which frames anything is known (B, T)."""
-        masks = np.zeros((len(rows_B), len(places_T), size, size), np.uint8)
+        masks = np.zeros((*places_BT.shape, size, size), np.uint8)
         known = np.zeros(masks.shape[:2], np.bool_)
         for b, row in enumerate(rows_B.tolist()):
-            for t, place in enumerate(places_T):
+            for t, place in enumerate(places_BT[b].tolist()):
                 if place < len(self._pngs[row]) and (png := self._pngs[row][place]) is not None:
                     drawn = mask_of(png, size).astype(np.uint8)
                     masks[b, t], known[b, t] = cv2.morphologyEx(drawn, cv2.MORPH_OPEN, _THIN), True

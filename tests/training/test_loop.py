@@ -381,16 +381,18 @@ def test_half_of_the_squares_are_of_clips_with_boxes() -> None:
 def test_now_these_frames_are_shown_now_others() -> None:
     seen = []
     part_ = spots(8)
+    part_.target_N[7, 1:] = UNJUDGED  # a clip of one frame, filled up
     recipe = replace(find_recipe("smoke", "stenosis_s"), stages=(Stage(size=96, frames=2, epochs=2),), settle_clips=0)
     made = loop._Loop("stenosis_s", part_, part_, recipe, 1, ONE, None)
     for epoch in range(4):
         for step in range(2):
-            shown = made._shown(recipe.stages[0], epoch, step)
+            shown = made._shown(recipe.stages[0], epoch, step, np.array([4, 7]))
             assert shown is not None
-            seen.append(tuple(shown.tolist()))
+            seen.append(tuple(shown[0].tolist()))
+            assert shown[1].tolist() == [0, 0], "nothing is taught by what fills a clip up"
     assert set(seen) <= {(0, 1), (0, 2), (1, 2)}
     assert len(set(seen)) > 1
-    assert made._shown(Stage(size=96, frames=3, epochs=1), 0, 0) is None
+    assert made._shown(Stage(size=96, frames=3, epochs=1), 0, 0, np.array([4])) is None
 
 
 # -- with a small net: what the numbers are --------------------------------------------------------------------------
@@ -610,7 +612,7 @@ def test_the_sampler_draws_both_classes_as_often() -> None:
     drawn: list[int] = []
 
     class Watched(InMemory):
-        def read(self, rows_B: Any, places_T: Any = None) -> Any:
+        def read(self, rows_B: Any, places_BT: Any = None) -> Any:
             drawn.extend(rows_B.tolist())
             return super().read(rows_B)
 

@@ -41,7 +41,7 @@ def test_the_loss_falls_with_drawing_and_radius_and_counts_what_is_known() -> No
 
 def test_frames_without_a_drawing_are_not_known() -> None:
     png = cv2.imencode(".png", 255 * drawn(3).astype(np.uint8))[1].tobytes()
-    masks, known = DrawnVessels([(None, png), ()]).read(np.array([0, 1]), (1, 0), 96)
+    masks, known = DrawnVessels([(None, png), ()]).read(np.array([0, 1]), np.array([[1, 0], [0, 1]]), 96)
     np.testing.assert_array_equal(known, [[True, False], [False, False]])
     np.testing.assert_array_equal(masks[0, 0], drawn(3))
     assert not masks[1].any()
