@@ -4,8 +4,9 @@ The side file is an .npz that `np.load(allow_pickle=False)` opens; `read` gives 
 and masks are in the file's own pixels. Everything is derived from the scene and from where the renderer put it; nothing is
 measured in the pictures. What lies behind the shutter is in no mask and no box.
 
-A narrowing counts as visible where its vessel is filled, most of it lies inside the field, and the view does not look
-along it. Neither crossing vessels nor devices in front of it are looked at (`covered_share` tells of the latter).
+A narrowing counts as visible where its vessel is filled, most of it lies inside the field, the view does not look along it, other
+vessels over it do not fill in what it lacks, and what it lacks stands out of the noise. Devices in front of it are not looked at
+(`covered_share` tells of them).
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from numpy.typing import NDArray
 
 from angio_ray.phantom.anatomy import Calcification, Floats, Stenosis, Tree, Vessel
 from angio_ray.phantom.contrast import contrast_frames
-from angio_ray.phantom.detector import shutter_mask
+from angio_ray.phantom.detector import REFERENCE_SIZE, shutter_mask
 from angio_ray.phantom.devices import hidden_mask
 from angio_ray.phantom.dicom_writer import ClipFacts, sop_instance_uid, study_instance_uid
 from angio_ray.phantom.scene import QUALITY_GROUPS, Rendered, Scene
@@ -43,6 +44,10 @@ MARKED_FRAMES = 8
 """Frames of full contrast, evenly spread, on which narrowings have boxes in the labels; side files have those of all frames."""
 MASKED_FRAMES = 3
 """Frames without contrast, evenly spread, whose calcification is outlined in the labels; side files have all of them."""
+HIDDEN = 0.5
+"""Share of the contrast that a narrowing lacks from which on other vessels over it, filling it in, hide it."""
+ROSE = 5.0
+"""Contrast to noise, over the area of what is missing, from which on an eye makes it out (Rose, J Opt Soc Am 1948; 38:196)."""
 VISIBLE_IODINE = 0.05
 """Attenuation of a filled vessel per mm below which its narrowings cannot be judged."""
 THINNEST_IODINE = 0.01
@@ -147,11 +152,12 @@ def lesions(scene: Scene, rendered: Rendered, concentration: Mapping[str, Floats
         reach = _reach(vessel, stenosis)
         filled_T = _filled(concentration.get(stenosis.segment), max(int(reach[0]) - 2, 0), scene)
         xy_TN2 = rendered.vessel_xy[stenosis.segment][:, reach]
-        seen_T = filled_T & _inside(xy_TN2, field_HW)
+        seen_T = filled_T & _inside(xy_TN2, field_HW) & _stands_out(scene, vessel, stenosis, reach, concentration)
+        seen_T &= ~_hidden(rendered, vessel, reach, concentration, scene.view.px_per_mm)
         if not seen_T.any() or _shortening(vessel, reach, xy_TN2[seen_T], scene.view.px_per_mm) < FORESHORTENED:
             seen_T = np.zeros_like(seen_T)
         frames = np.flatnonzero(seen_T)
-        healthy = vessel.radius_N if vessel.healthy_radius_N is None else vessel.healthy_radius_N
+        healthy = _healthy(vessel)
         margin = float(healthy[reach].max()) * scene.view.px_per_mm
         low = xy_TN2[frames].min(axis=1) - margin
         high = xy_TN2[frames].max(axis=1) + margin
@@ -373,6 +379,46 @@ def _inside(xy_TN2: Floats, field_HW: NDArray[np.bool_]) -> NDArray[np.bool_]:
     within = ((at >= 0) & (at < size)).all(axis=-1)
     at = np.clip(at, 0, size - 1)
     return np.asarray((within & field_HW[at[..., 1], at[..., 0]]).mean(axis=1) >= INSIDE)
+
+
+def _stands_out(
+    scene: Scene, vessel: Vessel, stenosis: Stenosis, reach: NDArray[np.int64], concentration: Mapping[str, Floats]
+) -> NDArray[np.bool_]:
+    """Per frame, whether the contrast that the narrowing lacks stands out of the noise, as far as noise alone goes."""
+    filled_TN = concentration.get(stenosis.segment)
+    if filled_TN is None:
+        return np.zeros(len(scene.times_s), np.bool_)
+    px, healthy = scene.view.px_per_mm, _healthy(vessel)
+    missing_mm = 2 * float(healthy[stenosis.index] - vessel.radius_N[stenosis.index])
+    length_mm = float(np.ptp(_along_mm(vessel)[reach])) / 2  # it is at its narrowest in its middle alone
+    area_px = max(1.0, length_mm * px) * max(1.0, 2 * float(healthy[stenosis.index]) * px)
+    across, down = (max(0.5, sigma * scene.view.size / REFERENCE_SIZE) for sigma in scene.detector.noise_blur_px)
+    grains = max(1.0, area_px / (4 * np.pi * across * down))
+    lacking_T = scene.injection.iodine * filled_TN[:, max(int(reach[0]) - 2, 0)] * missing_mm
+    return np.asarray(lacking_T / scene.detector.noise * np.sqrt(grains) >= ROSE)
+
+
+def _hidden(
+    rendered: Rendered, vessel: Vessel, reach: NDArray[np.int64], concentration: Mapping[str, Floats], px_per_mm: float
+) -> NDArray[np.bool_]:
+    """Per frame, whether other filled vessels over the narrowing fill in what it lacks."""
+    own_TN2 = rendered.vessel_xy[vessel.name][:, reach]
+    missing_N = 2 * px_per_mm * (_healthy(vessel) - vessel.radius_N)[reach]
+    over_TN = np.zeros(own_TN2.shape[:2])
+    for name, xy_TM2 in rendered.vessel_xy.items():
+        radius_TM = rendered.vessel_radius_px[name]
+        if name == vessel.name or name not in concentration or 4 * radius_TM.max() < missing_N.max():
+            continue
+        apart_TNM = ((own_TN2[:, :, None] - xy_TM2[:, None]) ** 2).sum(axis=-1)
+        path_TNM = 2 * np.sqrt(np.maximum(radius_TM[:, None] ** 2 - apart_TNM, 0)) * concentration[name][:, None]
+        over_TN += path_TNM.max(axis=-1)
+    filled_in_T = np.minimum(over_TN, missing_N).sum(axis=1)
+    return np.asarray(filled_in_T >= HIDDEN * max(float(missing_N.sum()), 1e-9))
+
+
+def _healthy(vessel: Vessel) -> Floats:
+    """Radius of each sample without its narrowings, mm."""
+    return vessel.radius_N if vessel.healthy_radius_N is None else vessel.healthy_radius_N
 
 
 def _shortening(vessel: Vessel, reach: NDArray[np.int64], xy_KN2: Floats, px_per_mm: float) -> float:

@@ -146,6 +146,27 @@ def test_only_what_the_view_shows_is_visible() -> None:
     assert [lesion.visible for lesion in found_in(scene, rendered_of(scene))] == [True, False, False, True]
 
 
+def test_other_vessels_over_a_narrowing_hide_it() -> None:
+    scene = scene_of()
+    rendered = rendered_of(scene)
+
+    def shown(*, moved_px: float = 0.0, radius_mm: float = 1.5) -> bool:
+        """Whether the RCA's narrowing is, with another vessel of this radius drawn over it, or so far beside it."""
+        xy = rendered.vessel_xy | {"PLV": rendered.vessel_xy["RCA"] + np.array([0.0, moved_px])}
+        radius = np.full_like(rendered.vessel_radius_px["PLV"], radius_mm * VIEW.px_per_mm)
+        over = replace(rendered, vessel_xy=xy, vessel_radius_px=rendered.vessel_radius_px | {"PLV": radius})
+        return found_in(scene, over)[0].visible
+
+    assert not shown()
+    assert shown(moved_px=4.0), "vessels of some 3 px lie side by side"
+    assert shown(radius_mm=0.2), "a thin one fills little in"
+
+
+def test_a_narrowing_that_noise_drowns_is_not_visible() -> None:
+    noisy = scene_of(detector=replace(DETECTOR, noise=1.0))
+    assert not any(lesion.visible for lesion in found_in(noisy, rendered_of(noisy)))
+
+
 def test_what_lies_behind_the_shutter_is_neither_visible_nor_in_a_mask() -> None:
     narrow = replace(DETECTOR, shutter="rectangle", shutter_half=0.12, shutter_centre=(-0.3, 0.3))
     scene = scene_of(detector=narrow)
