@@ -21,7 +21,7 @@ class FrameMaps(nn.Module):
     """Maps (B, T, K - 1, h, w) of clips (B, C, T, H, W), each frame by itself."""
 
     def __init__(
-        self, features: nn.Sequential, num_features: int, classes: int, *, bias: float = 0.0, vessels: nn.Conv2d | None = None
+        self, features: nn.Module, num_features: int, classes: int, *, bias: float = 0.0, vessels: nn.Conv2d | None = None
     ) -> None:
         """`features`: (N, C, H, W) -> (N, F, h, w). `bias`: log-odds of every class but the first to begin with. `vessels`: what
         `with_vessels` draws with, 1 + side * side channels of cells that are squares of `side` px."""
@@ -94,7 +94,7 @@ def inception_v3(classes: int) -> FrameMaps:
 
     net = build(weights=None, aux_logits=False, transform_input=False, init_weights=False)
     net.avgpool, net.dropout, net.fc = nn.Identity(), nn.Dropout2d(0.5), nn.Identity()
-    return FrameMaps(nn.Sequential(_Unflattened(net)), 2048, classes)
+    return FrameMaps(_Unflattened(net), 2048, classes)
 
 
 class _Unflattened(nn.Module):
