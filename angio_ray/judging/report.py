@@ -90,10 +90,9 @@ def write_report(
         stored = tables.stored_figures(sources)
         shown, why = _examples(tables, models, facts, _finder(found_bundles), examples)
         others = []
+        tasks_of = {source: tables.other_tasks(source) for source in sources}
         for task in TASKS:
-            if task == "quality":
-                continue
-            with_task = [source for source in sources if task in tables.other_tasks(source)]
+            with_task = [source for source in sources if task in tasks_of[source]]
             if TASKS[task].per_frame:
                 notes += [f"{source}: {task} is left out: its figures are of frames (table metrics)" for source in with_task]
             elif with_task:

@@ -162,10 +162,10 @@ class TrainConfig:
             raise ConfigError(f"--loss {recipe.loss}: for nets with a class per frame")
         if recipe.balance == "sampler" and NETS[self.net].per_frame:
             raise ConfigError(f"--balance sampler: {self.net} gives each frame a class; take weights")
-        of_frames = self.task in TASKS and TASKS[self.task].named_frames
-        if recipe.redundancy and not of_frames:
+        spec = TASKS.get(self.task)
+        if recipe.redundancy and not (spec and spec.named_frames):
             raise ConfigError("--redundancy: for stenosis-class")
-        if recipe.box_weight and not (of_frames or (self.task in TASKS and TASKS[self.task].paired_frames)):
+        if recipe.box_weight and not (spec and (spec.named_frames or spec.paired_frames)):
             raise ConfigError("--box-weight: for stenosis-class and calcium")
         window = NETS[self.net].window
         if any(stage.regions for stage in recipe.stages) != (NETS[self.net].layout == "B2HW-regions"):
