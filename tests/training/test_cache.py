@@ -18,6 +18,7 @@ from angio_ray.sampling import ClipWindow, resize_frames
 from angio_ray.scoring.rows import KEYS
 from angio_ray.storage import Storage
 from angio_ray.training.cache import ClipCache, entry_name
+from tests.dicom.objects import moving_frames, xa_bytes
 
 WINDOW = ClipWindow(name="w", size=24, stride=8)
 
@@ -102,13 +103,18 @@ def test_clips_are_decoded_once_and_are_what_scoring_sees(clips: Path, tmp_path:
 
 
 @pytest.mark.usefixtures("ray_here")
-def test_a_clip_that_runs_out_of_time_each_time_is_left_out_for_good(clips: Path, tmp_path: Path) -> None:
+def test_a_clip_that_runs_out_of_time_each_time_is_left_out_for_good(tmp_path: Path) -> None:
     """Else it would keep a training from ever beginning; and the folds that were made without it must hold."""
-    table, source = keys(clips).slice(0, 1), Storage(str(clips))
-    hasty = ClipCache(Storage(str(tmp_path)), WINDOW, limits=Limits(timeout_s=1e-4))
+    slow, cached = tmp_path / "slow", Storage(str(tmp_path / "cached"))
+    slow.mkdir()  # a second's work, so that no pause of this process lets it be in time
+    (slow / "big.dcm").write_bytes(
+        xa_bytes(moving_frames(4, 16, 16), Rows=9000, Columns=9000, NumberOfFrames="4", PixelData=bytes(4 * 81_000_000))
+    )
+    table, source = keys(slow), Storage(str(slow))
+    hasty = ClipCache(cached, WINDOW, limits=Limits(timeout_s=0.02))
     first = hasty.fill(table, source, workers=1)
     assert ({key: reason for key, (reason, _) in first.rejected.items()}, first.postponed) == ({"o0": "decode_timeout"}, {})
-    again = ClipCache(Storage(str(tmp_path)), WINDOW).fill(table, source, workers=1)
+    again = ClipCache(cached, WINDOW).fill(table, source, workers=1)
     assert (again.reused, again.rejected) == (1, first.rejected)
 
 
