@@ -125,6 +125,7 @@ def phantom(
     syntax: str | None = None,
     unsatisfactory: float | None = None,
     diseased: float = 0.5,
+    calcified: float | None = None,
     protocol: str = "default",
     site: str = "seen",
     twins: str = "",
@@ -155,6 +156,8 @@ def phantom(
         Expected share of unsatisfactory clips. Default: 0.4, for calcium 0.
     diseased:
         Expected share of patients with narrowings.
+    calcified:
+        Expected share of patients with calcification. Default: 0.35, for calcium 0.55.
     protocol:
         default, or calcium: about 200 frames, the first half without contrast.
     site:
@@ -171,7 +174,7 @@ def phantom(
     with _argument_errors(), _unfinished_sets():
         labels = generate(
             out, patients=patients, seed=seed, size=size, frames=frames, clips=clips, fps=fps, syntax=syntax,
-            unsatisfactory=unsatisfactory, diseased=diseased, protocol=protocol, site=site, workers=workers,
+            unsatisfactory=unsatisfactory, diseased=diseased, calcified=calcified, protocol=protocol, site=site, workers=workers,
             twins=tuple(name.strip() for name in twins.split(",") if name.strip()),
         )  # fmt: skip
     seconds, shown = time.monotonic() - begun, sum(labels["num_frames"].to_pylist())

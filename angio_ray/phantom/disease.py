@@ -141,7 +141,7 @@ def add_disease(
     p_occlusion : float
         Share of the narrowings that are total.
     p_calcified : float
-        Share of patients with calcium; those with narrowings have it about twice as often as those without.
+        Share of patients with calcium; those with narrowings have it about twice as often as those without, as far as that goes.
     """
     sick = bool(rng.random() < p_stenosis)
     diffuse = sick and bool(rng.random() < 0.2)
@@ -154,7 +154,8 @@ def add_disease(
         trees[artery] = _diffuse(trees[artery], segment, rng)
     # so that the shares add up to p_calcified: sick 4/3, healthy 2/3 of it when half are sick
     weight = 2 * p_calcified / (1 + p_stenosis)
-    if rng.random() < min(1.0, weight if sick else weight / 2):
+    others = weight / 2 if weight <= 1 else (p_calcified - p_stenosis) / max(1 - p_stenosis, 1e-9)  # all sick ones have it
+    if rng.random() < (min(1.0, weight) if sick else others):
         for _ in range(int(rng.integers(1, 5))):
             artery, segment = _calcified_site(trees, rng)
             trees[artery] = _calcium(trees[artery], segment, rng)

@@ -42,8 +42,8 @@ def generate(out: str | Path, *, workers: int | None = None, **config: Any) -> p
     workers : int, optional
         Processes; the bytes do not depend on it. Default: one per processor, none beside this one for up to 8 clips.
     **config
-        Fields of `PhantomConfig`: patients, seed, clips, size, frames, fps, syntax, unsatisfactory, diseased, protocol, site,
-        twins.
+        Fields of `PhantomConfig`: patients, seed, clips, size, frames, fps, syntax, unsatisfactory, diseased, calcified,
+        protocol, site, twins.
 
     Returns
     -------

@@ -100,6 +100,8 @@ class PhantomConfig:
     of two clips or more has both kinds, whatever that makes of the share where clips are few."""
     diseased: float = 0.5
     """Expected share of patients with narrowings."""
+    calcified: float | None = None
+    """Expected share of patients with calcification; None: 0.35, or 0.55 for the calcium protocol."""
     protocol: Protocol = "default"
     """default: 0.3 to 2 s before contrast, but in one clip of ten of either class the recording begins after the injection.
     calcium: about 200 frames, the first half without contrast (spec section 4)."""
@@ -121,6 +123,8 @@ class PhantomConfig:
             raise ValueError("unsatisfactory is a share, 0 to 1")
         if not 0 <= self.diseased <= 1:
             raise ValueError("diseased is a share, 0 to 1")
+        if self.calcified is not None and not 0 <= self.calcified <= 1:
+            raise ValueError("calcified is a share, 0 to 1")
         if self.fps is not None and not 1 <= self.fps <= 120:
             raise ValueError("fps must be 1 to 120")
         if self.syntax is not None and self.syntax not in SYNTAXES:
@@ -139,6 +143,8 @@ class PhantomConfig:
         drawn = {key: value for key, value in asdict(self).items() if key not in ("patients", "seed", "twins")}
         if self.diseased == 0.5:  # sets from before there was another share keep their UIDs
             del drawn["diseased"]
+        if self.calcified is None:
+            del drawn["calcified"]
         if drawn == {key: value for key, value in asdict(PhantomConfig()).items() if key in drawn}:
             return str(self.seed)
         return f"{self.seed}-{hashlib.sha256(repr(sorted(drawn.items())).encode()).hexdigest()[:6]}"
@@ -152,6 +158,13 @@ class PhantomConfig:
     def frame_range(self) -> tuple[int, int]:
         """`frames`, or the protocol's."""
         return self.frames or ((60, 120) if self.protocol == "default" else (180, 220))
+
+    @property
+    def calcified_share(self) -> float:
+        """`calcified`, or the protocol's."""
+        if self.calcified is not None:
+            return self.calcified
+        return 0.35 if self.protocol == "default" else 0.55
 
     @property
     def unsatisfactory_share(self) -> float:
@@ -205,8 +218,9 @@ def plan_patient(config: PhantomConfig, patient: int) -> PatientPlan:
     body, heart, lab = streams.of("body"), streams.of("heart"), streams.of("laboratory")
     female = bool(body.random() < 0.4)
     trees = anatomy.grow_trees(streams.of("trees"), female=female)
-    calcified = 0.35 if config.protocol == "default" else 0.55
-    trees = disease.add_disease(trees, streams.of("disease"), p_stenosis=config.diseased, p_calcified=calcified)
+    trees = disease.add_disease(
+        trees, streams.of("disease"), p_stenosis=config.diseased, p_calcified=config.calcified_share
+    )
     clips, studies = _clip_classes(config, streams.of("clips"))
     bypassed = bool(body.random() < 0.1) or "graft" in clips  # all of the patient's clips show the wires, not that one
     period = float(heart.uniform(0.55, 1.1))

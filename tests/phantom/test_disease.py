@@ -184,6 +184,13 @@ def test_shares_can_be_set_to_none_and_all() -> None:
         assert not found or max(found) == 100
 
 
+def test_all_patients_can_be_calcified_the_healthy_ones_too() -> None:
+    for share, sick in ((1.0, 0.0), (1.0, 0.5), (0.9, 0.5)):
+        drawn = [disease.add_disease(healthy(), np.random.default_rng(i), p_stenosis=sick, p_calcified=share) for i in range(200)]
+        found = np.mean([any(tree.calcifications for tree in trees.values()) for trees in drawn])
+        assert found == 1 if share == 1 else abs(found - share) < 0.06
+
+
 def test_healthy_trees_stay_as_they_were() -> None:
     before = [v.radius_N.copy() for v in healthy()["LCA"].vessels]
     disease.add_disease(healthy(), np.random.default_rng(3), p_stenosis=1, p_calcified=1)
