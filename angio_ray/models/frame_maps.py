@@ -65,10 +65,10 @@ class LocalContrast(nn.Module):
         return torch.cat([2 * log - 1.5, apart / (2 * spread + 0.02)], dim=1)
 
 
-def stenosis_s(classes: int, width: int = 24) -> FrameMaps:
+def stenosis_s(classes: int, width: int = 32) -> FrameMaps:
     """Squares of 4 x 4 px as channels, then convolutions of 3 px down to cells of 8 px that see some 200 px around.
 
-    0.8 GMAC a frame of 512 px. With squares as channels nothing is lost before the first convolution, at a third of the time of
+    0.9 GMAC a frame of 512 px. With squares as channels nothing is lost before the first convolution, at a third of the time of
     convolutions of 5 and 3 px that halve the picture twice. In training it may have to draw the vessels and say their radius,
     too (`with_vessels`); what that is worth is not known yet (docs/experiments.md).
     """

@@ -202,7 +202,7 @@ def _detector(classes: int) -> nn.Module:
     from angio_ray.models.detection import FrameDetector
     from angio_ray.models.frame_maps import stenosis_s
 
-    return FrameDetector(stenosis_s(classes), 48)
+    return FrameDetector(stenosis_s(classes), 64)
 
 
 def _spec(name: str, classes: Sequence[str], suffix: str, **facts: Any) -> NetSpec:

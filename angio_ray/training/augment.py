@@ -8,21 +8,14 @@ another's. Geometry is one `grid_sample` for the batch; blur and halo are torchv
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-import numpy as np
 import torch
 import torch.nn.functional as F
-from numpy.typing import NDArray
 from torch import Tensor
 from torchvision.transforms import v2
 
 from angio_ray.training.recipes import AugmentConfig
 
-__all__ = ["AugmentConfig", "augment", "augment_located", "changed_masks", "cut_out"]
-
-_AROUND = 0.75
-"""Share of the squares that are around a box, of clips with boxes, and of the others around a place where the net was wrong."""
+__all__ = ["AugmentConfig", "augment", "augment_located", "changed_masks"]
 
 
 def augment(clips_BTHW: Tensor, config: AugmentConfig, generator: torch.Generator) -> Tensor:
@@ -81,54 +74,6 @@ def changed_masks(masks_BTHW: Tensor, homography_B33: Tensor) -> Tensor:
     """Masks (0 or 1) that go with clips which `augment_located` changed so: (B, T, H, W), booleans."""
     none = torch.zeros(len(masks_BTHW))
     return _warped(masks_BTHW.float(), homography_B33.to(masks_BTHW.device), none.to(masks_BTHW.device)) >= 0.5
-
-
-def cut_out(
-    clips_BTHW: Tensor,
-    boxes_B: Sequence[NDArray[np.float32] | None],
-    wrong_B: Sequence[NDArray[np.float64]],
-    size: int,
-    rng: np.random.Generator,
-) -> tuple[Tensor, list[NDArray[np.float32] | None]]:
-    """A square of `size` px of each clip, the same of all its frames, and its boxes as shares of the square's sides.
-
-    Three times in four around one of the clip's boxes, where any counts (S, 7, as `named_frames` has them), else around one of
-    the places where the net was wrong, (n, 2), x and y as shares, else anywhere. A box whose middle is not in the square, but a
-    part of it is, becomes one of an unknown class (-1).
-    """
-    height, width = clips_BTHW.shape[-2:]
-    clips, boxes = [], []
-    for clip_THW, marked, wrong in zip(clips_BTHW, boxes_B, wrong_B, strict=True):
-        middle = _middle(marked, wrong, rng)
-        if middle is None:
-            corner = rng.uniform(0, 1, 2) * (width - size, height - size)
-        else:
-            corner = middle * (width, height) - rng.uniform(0.1, 0.9, 2) * size
-        left, top = np.clip(np.round(corner), 0, (width - size, height - size)).astype(int)
-        clips.append(clip_THW[:, top : top + size, left : left + size])
-        boxes.append(None if marked is None else _within(marked, (width, height), (left, top), size))
-    return torch.stack(clips), boxes
-
-
-def _middle(
-    marked_S7: NDArray[np.float32] | None, wrong_N2: NDArray[np.float64], rng: np.random.Generator
-) -> NDArray[np.floating] | None:
-    """A place to cut around, as shares; None: anywhere."""
-    if marked_S7 is not None and len(counted := marked_S7[marked_S7[:, 2] > 0]) and rng.random() < _AROUND:
-        box = counted[rng.integers(len(counted)), 3:]
-        return (box[:2] + box[2:]) / 2
-    return wrong_N2[rng.integers(len(wrong_N2))] if len(wrong_N2) and rng.random() < _AROUND else None
-
-
-def _within(
-    marked_S7: NDArray[np.float32], sides: tuple[int, int], corner: tuple[int, int], size: int
-) -> NDArray[np.float32]:
-    found = marked_S7.copy()
-    found[:, 3:] = (marked_S7[:, 3:] * np.tile(sides, 2) - np.tile(corner, 2)) / size
-    low, high = found[:, 3:5], found[:, 5:7]
-    middle = (low + high) / 2
-    found[~((middle > 0) & (middle < 1)).all(axis=1), 2] = -1
-    return found[((high > 0) & (low < 1)).all(axis=1)]
 
 
 def _uniform(generator: torch.Generator, count: int, low: float, high: float) -> Tensor:

@@ -287,6 +287,12 @@ class CachedClips:
                 out[i, t] = self._shards[shard][row, place]
         return out
 
+    def frame(self, row: int, place: int) -> NDArray[np.uint8]:
+        """One of their frames, (H, W), in mapped memory."""
+        shard, entry = self._where[row]
+        found: NDArray[np.uint8] = self._shards[shard][entry, place]
+        return found
+
 
 def _named_by(keys: pa.Table) -> list[str]:
     """The columns that name an entry."""

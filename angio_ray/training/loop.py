@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -34,12 +34,13 @@ from angio_ray.models.classifier import ClipClassifier, cell_probability, pooled
 from angio_ray.models.interface import NOT_LAST, UNJUDGED
 from angio_ray.models.regions import patches
 from angio_ray.models.stenosis import SMALLEST
-from angio_ray.training.augment import augment_located, changed_masks, cut_out
-from angio_ray.training.losses import MOTION, box_loss, boxes_of_frames, detection_loss, soft_convolutional_f1
+from angio_ray.training.augment import augment_located, changed_masks
+from angio_ray.training.losses import MOTION, box_loss, boxes_of_frames, detection_loss, moved, soft_convolutional_f1
 from angio_ray.training.quick_nets import fit_for_training, settle_statistics
 from angio_ray.training.recipes import Recipe, Stage
 from angio_ray.training.regions import Outlines, cell_loss, holds_calcification, region_loss, region_targets
-from angio_ray.training.vessels import DrawnVessels, vessel_loss
+from angio_ray.training.squares import Squares
+from angio_ray.training.vessels import vessel_loss
 
 _PREDICTED_AT_ONCE = 8
 _SETTLED_AT_ONCE = 16
@@ -47,10 +48,11 @@ _WHOLE_CLIPS_AT_ONCE = 2
 """Of nets that look at all frames: 200 take the memory of a dozen quality inputs."""
 _CPU_MICRO_BATCH = 8
 _LOOKED_AT = 0.25
-"""Share of the training clips that are looked through for wrong places before an epoch of squares."""
-_WRONG_PLACES = 4
-"""Of a frame, at most, each so many cells from the others."""
-_APART = 3
+"""Share of the training clips of which a frame is looked at for mistakes before an epoch of squares."""
+_WARM_UP = 0.1
+"""Epochs in which the rate rises, where it falls as a cosine."""
+_LEAST_RATE = 0.02
+"""Share of the rate that is left at the cosine's end."""
 _WRONG_IN_BFLOAT16 = frozenset({"r152_3d"})
 """Nets whose gradient held NaN in bfloat16 on a processor with AMX (PyTorch 2.15: the first strided shortcut's), and none in
 float32."""
@@ -60,11 +62,18 @@ class FitError(ValueError):
     """This data, or this recipe on it, cannot be trained with: one clear line. Another try ends the same."""
 
 
-class Clips(Protocol):
+class Readable(Protocol):
     """Model inputs that can be read in any order, also from another thread."""
 
     def read(self, rows_B: NDArray[np.intp], places_BT: NDArray[np.integer] | None = None) -> NDArray[np.uint8]:
         """The inputs of these rows, (B, T, H, W): all of their frames, or of each those at its places."""
+
+
+class Clips(Readable, Protocol):
+    """The same, frame by frame too."""
+
+    def frame(self, row: int, place: int) -> NDArray[np.uint8]:
+        """One of them, (H, W)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,6 +85,10 @@ class InMemory:
     def read(self, rows_B: NDArray[np.intp], places_BT: NDArray[np.integer] | None = None) -> NDArray[np.uint8]:
         """The inputs of these rows, (B, T, H, W)."""
         return self.clips_NTHW[rows_B] if places_BT is None else self.clips_NTHW[rows_B[:, None], places_BT]
+
+    def frame(self, row: int, place: int) -> NDArray[np.uint8]:
+        """One of their frames, (H, W)."""
+        return self.clips_NTHW[row, place]
 
 
 @dataclass(frozen=True, slots=True)
@@ -163,9 +176,9 @@ class State:
     optimizer: dict[str, Any] = field(default_factory=dict)
     best_model: dict[str, Tensor] = field(default_factory=dict)
     """Weights of that epoch, kept in the last stage."""
-    wrong: dict[int, list[list[float]]] = field(default_factory=dict)
-    """Training clip -> places, x and y as shares of the sides, where its maps showed most outside its boxes when last looked at.
-    Squares are cut there."""
+    mistakes: dict[int, list[list[float]]] = field(default_factory=dict)
+    """Training clip -> place of a frame, then x and y as shares of its sides, where its map showed most outside its boxes when
+    last looked at. Squares are cut there."""
 
     def as_dict(self) -> dict[str, Any]:
         """For torch.save; read it with `weights_only=True`."""
@@ -242,7 +255,7 @@ def fit(
 
 @torch.no_grad()
 def predict(
-    classifier: ClipClassifier, clips: Clips, num_clips: int, place: Place | None = None
+    classifier: ClipClassifier, clips: Readable, num_clips: int, place: Place | None = None
 ) -> NDArray[np.float32]:
     """Probability of the positive class of each clip, (N,), or of each class of each frame, (N, T, K); float32.
 
@@ -260,7 +273,7 @@ def predict(
 
 @torch.no_grad()
 def predict_places(
-    classifier: ClipClassifier, clips: Clips, num_clips: int, place: Place | None = None
+    classifier: ClipClassifier, clips: Readable, num_clips: int, place: Place | None = None
 ) -> NDArray[np.float32]:
     """All that nets with maps, or of regions, say, (N, T, K + h * w + D * 5), or (N, K + 5 + 5 * P * P), for `taken_apart` of the
     modules `stenosis` or `calcium`."""
@@ -331,11 +344,23 @@ class _Loop:
             size = NETS[net].window.size
             self.outlines, self.watched = (Outlines(part.outlines, size) for part in (train, validation))
             self.patch_weight = self.outlines.rarity()
-        self.vessels: DrawnVessels | None = None
-        drawn = getattr(self.classifier.net, "vessels", None) is not None and not self.classifier.num_boxes
-        if drawn and recipe.vessel_weight and any(train.vessels):
-            self.vessels = DrawnVessels(train.vessels)
+        self.squares = self._cut() if any(stage.cut for stage in recipe.stages) else None
         self.state = State()
+
+    def _cut(self) -> Squares:
+        """What the stages with `cut` learn from."""
+        drawn = getattr(self.classifier.net, "vessels", None) is not None and not self.classifier.num_boxes
+        try:
+            return Squares(
+                self.train.clips,
+                self.train.boxes,
+                self.train.target_N != UNJUDGED,
+                augment=self.recipe.augment,
+                vessels=self.train.vessels if drawn and self.recipe.vessel_weight else (),
+                guesses=not self.classifier.num_boxes,
+            )
+        except ValueError as error:
+            raise FitError(f"squares cannot be cut: {error}") from None
 
     # -- epochs --
 
@@ -396,17 +421,16 @@ class _Loop:
         number, recipe, place = self.state.epoch, self.recipe, self.place
         if stage.regions:
             self.classifier.net.freeze_classifier()  # type: ignore[operator]
-        begun_at = recipe.region_rate if stage.regions else recipe.learning_rate
-        steps = (self.state.stage_epoch if stage.regions else number) // recipe.step_epochs
-        rate = begun_at * recipe.gamma**steps  # StepLR
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
         torch.manual_seed(_mixed(self.seed, number, place.rank, 1))  # dropout
         begun, processor = time.monotonic(), time.process_time()
-        if stage.cut and number:
-            self._look_for_wrong_places(number)
-        batches = self._order(number, stage)
-        losses, clips = self._steps(stage, number, batches)
+        if stage.cut and self.squares is not None:
+            if number:
+                self._look_for_mistakes(self.squares, number)
+            losses, clips, steps = self._square_steps(self.squares, stage, number)
+        else:
+            batches = self._order(number)
+            losses, clips = self._steps(stage, number, batches)
+            steps = len(batches)
         trained_s = time.monotonic() - begun
         loss_sum = float(sum(_gathered([np.array([losses])], place)))
         probability_N = self._watch(stage)
@@ -440,13 +464,13 @@ class _Loop:
             of=number + sum(n for _, n in left) + 1,
             size=stage.size,
             frames=stage.frames,
-            learning_rate=rate,
+            learning_rate=self._rate(stage, number),
             precision=self.precision,
             loss=mean_loss,
             validation_loss=loss,
             validation_auc=auc,
             clips=clips,
-            steps=len(batches),
+            steps=steps,
             seconds=seconds,
             clips_per_s=clips / max(trained_s, 1e-9),
             core_seconds=core_seconds,
@@ -454,15 +478,11 @@ class _Loop:
             **(self._patch_figures(stage) if self.regions else {}),
         )
 
-    def _order(self, number: int, stage: Stage) -> list[NDArray[np.intp]]:
+    def _order(self, number: int) -> list[NDArray[np.intp]]:
         """Rows of each optimizer step of an epoch, of all workers together."""
         rng = np.random.default_rng((self.seed, number))
         rows = np.tile(np.arange(len(self.train)), self.recipe.passes)
-        if stage.cut:  # half of the squares from clips with boxes that count
-            boxed = [i for i, b in enumerate(self.train.boxes) if b is not None and (b[:, 2] > 0).any()]
-            chosen = rng.choice(boxed, len(rows) // 2) if boxed else rows[:0]
-            order = rng.permutation(np.concatenate([chosen, rng.permutation(rows)[: len(rows) - len(chosen)]]))
-        elif self.recipe.balance == "sampler":
+        if self.recipe.balance == "sampler":
             target = self.train.target_N
             chance = np.where(target == 1, 0.5 / (target == 1).sum(), 0.5 / (target == 0).sum())[rows] / self.recipe.passes
             order = rng.choice(rows, len(rows), p=chance)
@@ -491,23 +511,10 @@ class _Loop:
         for step, (batch, share) in enumerate(zip(batches, shares, strict=True)):
             target_B = thinned_targets(self.target_N[batch], stage.frames, shown_of[step])
             whole = self._weight(target_B).sum().clamp(min=1e-9)
-            self.optimizer.zero_grad(set_to_none=True)
+            self._begin_step(stage, number + step / len(batches))
             for i, (rows, shown) in enumerate(zip(share, places_of[step], strict=True)):
                 generator = torch.Generator().manual_seed(_mixed(self.seed, number, step, i * place.world + place.rank))
                 x = next(reading)
-                whole_px = x.shape[-1]
-                marked = [self.train.boxes[row] for row in rows] if self.train.boxes else []
-                vessels = None
-                if stage.cut:
-                    rng = np.random.default_rng((self.seed, number, step, i * place.world + place.rank))
-                    wrong = [np.reshape(self.state.wrong.get(int(row), []), (-1, 2)) for row in rows]
-                    if self.vessels is not None:
-                        places = np.tile(np.arange(x.shape[1]), (len(rows), 1)) if shown is None else shown
-                        drawn, known_BT = self.vessels.read(rows, places, whole_px)
-                        x = torch.cat([x, torch.from_numpy(drawn)], dim=1)
-                    x, marked = cut_out(x, marked, wrong, stage.size, rng)
-                    if self.vessels is not None:
-                        x, vessels = x.chunk(2, dim=1)
                 x = thinned(x.to(self.device), stage.size, stage.frames)
                 x, homography_B33 = augment_located(x, recipe.augment, generator)
                 if self.regions:
@@ -517,52 +524,113 @@ class _Loop:
                     total += loss.detach() * len(batch)
                     continue
                 target = thinned_targets(self.target_N[rows], stage.frames, shown).flatten()
-                weight = self._weight(target).to(self.device)
+                detector = bool(self.classifier.num_boxes)
+                of_frames: list[Tensor | None] = []
+                if self.train.boxes:
+                    marked = [self.train.boxes[row] for row in rows]
+                    motion = None if detector else MOTION  # a detector learns the boxes themselves, so nothing is guessed
+                    of_frames = self._boxes(marked, homography_B33, shown, motion)
+                    of_frames = [None if t == UNJUDGED else b for b, t in zip(of_frames, target.tolist(), strict=True)]
                 with self._local(last=i == len(share) - 1):
                     with self._autocast():
-                        out = self.model(x, vessels=vessels is not None)
-                    if vessels is not None:
-                        out, drawn_N1HW, log_radius_N1hw = out
-                    detector = bool(self.classifier.num_boxes)
-                    maps = out.float() if self.classifier.layout == "BCTHW-maps" and not detector else None
-                    logits = out if maps is None else pooled(maps, self.classifier.pool)
-                    if stage.cut or detector:
-                        loss = torch.zeros((), device=self.device)
-                    elif recipe.loss == "f1":
-                        loss = _f1_loss(logits.float(), target.to(self.device)) / len(batch)
-                    else:
-                        each = _cross_entropy(logits.float().flatten(0, -2), target.to(self.device), recipe.label_smoothing)
-                        loss = (each * weight).sum() / whole
-                    if maps is not None and recipe.box_weight and marked:
-                        motion = MOTION * (whole_px / stage.size if stage.cut else 1.0)
-                        of_frames = self._boxes(marked, homography_B33, shown, motion)
-                        of_frames = [None if t == UNJUDGED else b for b, t in zip(of_frames, target.tolist(), strict=True)]
-                        loss = loss + recipe.box_weight * box_loss(maps.flatten(0, 1), of_frames) / target_B.numel()
-                    if vessels is not None:
-                        there = changed_masks(vessels.to(self.device), homography_B33).flatten(0, 1).cpu().numpy()
-                        drawn_loss = vessel_loss(drawn_N1HW.float(), log_radius_N1hw.float(), there, known_BT.flatten())
-                        loss = loss + recipe.vessel_weight * drawn_loss / target_B.numel()
+                        out = self.model(x)
                     if detector:
-                        of_frames = self._boxes(marked, homography_B33, shown, None)
-                        of_frames = [None if t == UNJUDGED else b for b, t in zip(of_frames, target.tolist(), strict=True)]
-                        smallest = SMALLEST * whole_px * (1 if stage.cut else x.shape[-1] / whole_px)
-                        head: Any = self.classifier.net.head
-                        _, logits, coded, anchors = out
-                        found = detection_loss(
-                            head, logits, coded, anchors, of_frames, size=x.shape[-1], smallest=smallest
-                        )
-                        loss = loss + recipe.box_weight * found / target_B.numel()
+                        size = x.shape[-1]
+                        taught = self._detection_loss(out, of_frames, size, SMALLEST * size)
+                        loss = recipe.box_weight * taught / target_B.numel()
+                    else:
+                        loss = self._class_loss(out, target, whole, len(batch))
+                        if of_frames and recipe.box_weight and self.classifier.layout == "BCTHW-maps":
+                            taught = box_loss(out.float().flatten(0, 1), of_frames)
+                            loss = loss + recipe.box_weight * taught / target_B.numel()
                     # DistributedDataParallel takes the mean over the workers; the sum is meant
                     (loss * place.world).backward()
                 total += loss.detach() * len(batch)
-            if recipe.clip_norm:
-                nn.utils.clip_grad_norm_(self.classifier.parameters(), recipe.clip_norm)
-            self.optimizer.step()
-        if place.world > 1:
-            # running statistics are each process's own until the next pass: predictions are to be of one net
+            self._end_step()
+        self._share_statistics()
+        return float(total), sum(map(len, batches))
+
+    def _square_steps(self, squares: Squares, stage: Stage, number: int) -> tuple[float, int, int]:
+        """An epoch of squares, taught by what is marked in them: (sum of this worker's losses, squares of all, steps)."""
+        recipe, place = self.recipe, self.place
+        self.model.train()
+        steps = max(1, round(len(self.train) * recipe.passes * stage.frames / recipe.batch_size))
+        mine = len(_share(np.arange(recipe.batch_size), place))
+        counts = [len(part) for part in _batches_of(np.arange(mine), recipe.micro_batch or recipe.batch_size)]
+        augment = replace(recipe.augment, flip=0.0, upside_down=0.0, turned=0.0)  # that is done
+        smallest = SMALLEST * self.train.clips.frame(*squares.frames[0]).shape[-1]
+        total = torch.zeros((), device=self.device)
+        for step in range(steps):
+            self._begin_step(stage, number + step / steps)
+            for i, count in enumerate(counts):
+                seed = (self.seed, number, step, i * place.world + place.rank)
+                drawn = squares.draw(stage.size, count, np.random.default_rng(seed), self.state.mistakes)
+                x = torch.from_numpy(drawn.squares_NSS)[:, None].to(self.device)
+                x, homography_N33 = augment_located(x, augment, torch.Generator().manual_seed(_mixed(*seed)))
+                boxes = [moved(found, homography_33) for found, homography_33 in zip(drawn.boxes_N, homography_N33, strict=True)]
+                with self._local(last=i == len(counts) - 1):
+                    with self._autocast():
+                        out = self.model(x, vessels=drawn.vessels_NSS is not None)
+                    if self.classifier.num_boxes:
+                        loss = recipe.box_weight * self._detection_loss(out, boxes, stage.size, smallest)
+                    elif drawn.vessels_NSS is None:
+                        loss = recipe.box_weight * box_loss(out.float().flatten(0, 1), boxes)
+                    else:
+                        maps, drawn_N1HW, log_radius_N1hw = out
+                        masks = torch.from_numpy(drawn.vessels_NSS)[:, None].to(self.device)
+                        masks_NHW = changed_masks(masks, homography_N33)[:, 0].cpu().numpy()
+                        loss = recipe.box_weight * box_loss(maps.float().flatten(0, 1), boxes)
+                        loss = loss + recipe.vessel_weight * vessel_loss(
+                            drawn_N1HW.float(), log_radius_N1hw.float(), masks_NHW, drawn.known_N
+                        )
+                    loss = loss / recipe.batch_size
+                    (loss * place.world).backward()  # see `_steps`
+                total += loss.detach() * recipe.batch_size
+            self._end_step()
+        self._share_statistics()
+        return float(total), steps * recipe.batch_size, steps
+
+    def _class_loss(self, out: Tensor, target: Tensor, whole: Tensor, clips: int) -> Tensor:
+        """Of a part of a step whose classes weigh `whole`, of so many clips; `out`: logits, or the maps that they come from."""
+        logits = (pooled(out.float(), self.classifier.pool) if self.classifier.layout == "BCTHW-maps" else out).float()
+        target = target.to(self.device)
+        if self.recipe.loss == "f1":
+            return _f1_loss(logits, target) / clips
+        each = _cross_entropy(logits.flatten(0, -2), target, self.recipe.label_smoothing)
+        return (each * self._weight(target.cpu()).to(self.device)).sum() / whole
+
+    def _detection_loss(self, out: Any, boxes_N: Sequence[Tensor | None], size_px: int, smallest_px: float) -> Tensor:
+        """Of a detector's boxes, summed over the frames, whose sides are `size_px`."""
+        head: Any = self.classifier.net.head
+        _, logits, coded, anchors = out
+        return detection_loss(head, logits, coded, anchors, boxes_N, size=size_px, smallest=smallest_px)
+
+    def _begin_step(self, stage: Stage, epochs_done: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._rate(stage, epochs_done)
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def _end_step(self) -> None:
+        if self.recipe.clip_norm:
+            nn.utils.clip_grad_norm_(self.classifier.parameters(), self.recipe.clip_norm)
+        self.optimizer.step()
+
+    def _share_statistics(self) -> None:
+        """Running statistics are each process's own until the next pass: predictions are to be of one net."""
+        if self.place.world > 1:
             for buffer in self.classifier.net.buffers():
                 dist.broadcast(buffer, 0)
-        return float(total), sum(map(len, batches))
+
+    def _rate(self, stage: Stage, epochs_done: float) -> float:
+        """Of Adam, after so many epochs and parts of one."""
+        recipe = self.recipe
+        begun_at = recipe.region_rate if stage.regions else recipe.learning_rate
+        if recipe.cosine:
+            warm = min(1.0, (epochs_done + 1e-3) / _WARM_UP)
+            falling = 0.5 + 0.5 * math.cos(math.pi * epochs_done / recipe.epochs)
+            return begun_at * warm * (_LEAST_RATE + (1 - _LEAST_RATE) * falling)
+        steps = int(epochs_done - (self.state.epoch - self.state.stage_epoch) * stage.regions) // recipe.step_epochs
+        return begun_at * recipe.gamma**steps  # StepLR
 
     def _region_loss(self, x_B2HW: Tensor, masks_BHW: Tensor, stage: Stage) -> Tensor:
         """Mean over the patches: cross entropy of their verdicts, or the loss of their regions."""
@@ -614,21 +682,31 @@ class _Loop:
         }
 
     @torch.no_grad()
-    def _look_for_wrong_places(self, number: int) -> None:
-        """A share of the training clips, one frame of each: where its map shows most outside the boxes."""
+    def _look_for_mistakes(self, squares: Squares, number: int) -> None:
+        """Of a share of the clips a frame that squares are cut from: where its map shows most outside the boxes. The processes
+        share the work."""
         rng = np.random.default_rng((self.seed, number, 1))
-        rows = np.flatnonzero((rng.random(len(self.train)) < _LOOKED_AT) & np.array([b is not None for b in self.train.boxes]))
+        rows = rng.permutation(len(self.train))[: max(1, round(_LOOKED_AT * len(self.train)))]
+        by_row: dict[int, list[int]] = {}
+        for row, place in squares.frames:
+            by_row.setdefault(row, []).append(place)
+        keys = [(row, int(rng.choice(by_row[row]))) for row in rows.tolist() if row in by_row]
+        mine = [keys[i] for i in _share(np.arange(len(keys)), self.place)]
         self.classifier.eval()
-        for batch, x in zip(parts := _batches_of(rows, _WHOLE_CLIPS_AT_ONCE), _read_ahead(self.train.clips, parts), strict=True):
-            judged = int((self.target_N[batch] != UNJUDGED).sum(dim=1).min())  # what comes after only fills the clip up
-            place = int(rng.integers(max(1, judged)))
+        found: dict[int, list[list[float]]] = {}
+        for part in _batches_of(np.arange(len(mine)), _PREDICTED_AT_ONCE):
+            of_part = [mine[i] for i in part]
+            frames = torch.from_numpy(np.stack([self.train.clips.frame(*key) for key in of_part])[:, None])
             with self._autocast():
-                log_odds = self.classifier.maps(x[:, place : place + 1].to(self.device))
-            maps = cell_probability(log_odds.float())[:, 0].cpu().numpy()
-            for row, cells in zip(batch.tolist(), maps, strict=True):
-                marked = self.train.boxes[row]
-                assert marked is not None
-                self.state.wrong[row] = wrong_places(cells, marked[marked[:, 0] == place])
+                log_odds = self.classifier.maps(frames.to(self.device))
+            for key, cells in zip(of_part, cell_probability(log_odds.float())[:, 0].cpu().numpy(), strict=True):
+                found[key[0]] = squares.mistakes(key, cells)
+        everyones: list[Any] = [found]
+        if self.place.world > 1:
+            everyones = [None] * self.place.world
+            dist.all_gather_object(everyones, found)
+        for theirs in everyones:
+            self.state.mistakes |= theirs
 
     def _shown(self, stage: Stage, number: int, step: int, batch: NDArray[np.intp]) -> NDArray[np.int64] | None:
         """Places of the frames that a step shows of each of its clips, (B, T), of nets that see each frame by itself: now these,
@@ -714,20 +792,6 @@ def close_branches(net: nn.Module) -> int:
     for block in blocks:  # of torchvision and of MONAI alike
         nn.init.zeros_(getattr(block, "bn3", block.bn2).weight)
     return len(blocks)
-
-
-def wrong_places(cells_hw: NDArray[np.floating], marked_S7: NDArray[np.float32]) -> list[list[float]]:
-    """Where a map shows most outside the boxes and their margins: x and y of a few cells, as shares, best first."""
-    height, width = cells_hw.shape
-    left = np.array(cells_hw, np.float64)
-    for x0, y0, x1, y1 in marked_S7[:, 3:] + marked_S7[:, 1:2] * MOTION * np.array([-1, -1, 1, 1]):
-        left[max(0, int(y0 * height) - 1) : int(y1 * height) + 2, max(0, int(x0 * width) - 1) : int(x1 * width) + 2] = -1
-    found: list[list[float]] = []
-    while len(found) < _WRONG_PLACES and left.max() >= 0:
-        y, x = divmod(int(left.argmax()), width)
-        found.append([(x + 0.5) / width, (y + 0.5) / height])
-        left[max(0, y - _APART) : y + _APART + 1, max(0, x - _APART) : x + _APART + 1] = -1
-    return found
 
 
 def _cross_entropy(logits_NK: Tensor, target_N: Tensor, label_smoothing: float) -> Tensor:
@@ -888,7 +952,7 @@ def _batches_of(rows: NDArray[np.intp], size: int) -> list[NDArray[np.intp]]:
 
 
 def _read_ahead(
-    clips: Clips,
+    clips: Readable,
     batches: Sequence[NDArray[np.intp]],
     device: torch.device | None = None,
     places: Sequence[NDArray[np.int64] | None] | None = None,

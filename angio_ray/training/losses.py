@@ -75,9 +75,8 @@ def box_loss(maps_NKhw: Tensor, boxes_N: Sequence[Tensor | None]) -> Tensor:
         Of each frame (S, 5): class, x0, y0, x1, y1 as shares of the sides; None where nobody looked: no loss.
     """
     height, width = maps_NKhw.shape[-2:]
-    says = F.softplus(torch.logsumexp(maps_NKhw, dim=1))  # -log of the first class's probability
-    outside = torch.ones_like(says)
-    held, classes = [], []
+    outside = np.ones((len(maps_NKhw), height, width), np.float32)
+    held, frames, classes = [], [], []
     for frame, boxes_S5 in enumerate(boxes_N):
         if boxes_S5 is None:
             outside[frame] = 0
@@ -85,17 +84,23 @@ def box_loss(maps_NKhw: Tensor, boxes_N: Sequence[Tensor | None]) -> Tensor:
         for of, x0, y0, x1, y1 in boxes_S5.tolist():
             if of == 0:
                 continue
-            columns = slice(max(0, math.floor(x0 * width)), max(0, min(width, math.ceil(x1 * width))))
-            rows = slice(max(0, math.floor(y0 * height)), max(0, min(height, math.ceil(y1 * height))))
-            outside[frame, rows, columns] = 0
-            cells = maps_NKhw[frame, :, rows, columns].flatten(1)
-            if of > 0 and cells.shape[1]:
-                held.append(smooth_maximum(cells))
+            inside = np.zeros((height, width), np.bool_)
+            inside[
+                max(0, math.floor(y0 * height)) : max(0, min(height, math.ceil(y1 * height))),
+                max(0, math.floor(x0 * width)) : max(0, min(width, math.ceil(x1 * width))),
+            ] = True
+            outside[frame][inside] = 0
+            if of > 0 and inside.any():
+                held.append(inside)
+                frames.append(frame)
                 classes.append(int(of))
-    loss = (says * outside).sum() / _CELLS_PER_BOX
+    device = maps_NKhw.device
+    says = F.softplus(torch.logsumexp(maps_NKhw, dim=1))  # -log of the first class's probability
+    loss = (says * torch.from_numpy(outside).to(device)).sum() / _CELLS_PER_BOX
     if held:
-        logits_SK = F.pad(torch.stack(held), (1, 0))
-        loss = loss + F.cross_entropy(logits_SK, torch.tensor(classes, device=logits_SK.device), reduction="sum")
+        without_S1hw = torch.from_numpy(~np.stack(held))[:, None].to(device)
+        logits_SK = F.pad(smooth_maximum(maps_NKhw[frames].masked_fill(without_S1hw, -1e4).flatten(2)), (1, 0))
+        loss = loss + F.cross_entropy(logits_SK, torch.tensor(classes, device=device), reduction="sum")
     return loss
 
 
@@ -153,18 +158,23 @@ def boxes_of_frames(
     homography_33: where the frames' points come from, in -1..1 (`augment_located`).
     """
     boxes = torch.from_numpy(np.asarray(boxes_S7, np.float32))
-    to_33 = None if homography_33 is None or not len(boxes) else torch.linalg.inv(homography_33.float().cpu())
     found = []
     for place in places:
         of_frame = boxes[boxes[:, 0] == place]
         here = of_frame[:, 3:] + of_frame[:, 1:2] * motion * torch.tensor([-1.0, -1.0, 1.0, 1.0])
-        if to_33 is not None:
-            corners = here[:, [0, 1, 2, 1, 0, 3, 2, 3]].view(-1, 4, 2) * 2 - 1
-            points = F.pad(corners, (0, 1), value=1.0) @ to_33.T
-            points = (points[..., :2] / points[..., 2:] + 1) / 2
-            here = torch.cat([points.amin(dim=1), points.amax(dim=1)], dim=1)
-        found.append(torch.cat([of_frame[:, 2:3], here], dim=1))
+        here = torch.cat([of_frame[:, 2:3], here], dim=1)
+        found.append(here if homography_33 is None else moved(here, homography_33))
     return found
+
+
+def moved(boxes_S5: Tensor, homography_33: Tensor) -> Tensor:
+    """Class and corners of boxes, in shares, in a frame whose points come from there, in -1..1 (`augment_located`)."""
+    if not len(boxes_S5) or torch.equal(homography_33, torch.eye(3)):
+        return boxes_S5
+    corners = boxes_S5[:, [1, 2, 3, 2, 1, 4, 3, 4]].view(-1, 4, 2) * 2 - 1
+    points = F.pad(corners, (0, 1), value=1.0) @ torch.linalg.inv(homography_33.float().cpu()).T
+    points = (points[..., :2] / points[..., 2:] + 1) / 2
+    return torch.cat([boxes_S5[:, :1], points.amin(dim=1), points.amax(dim=1)], dim=1)
 
 
 def _near(x_BT: Tensor, tolerance: int) -> Tensor:

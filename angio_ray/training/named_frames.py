@@ -26,6 +26,9 @@ from angio_ray.sampling import select_frames
 
 SIGNIFICANT_PERCENT = 25.0
 """Narrowing of the diameter from which on a stenosis counts (the paper's 2-CAT and 3-CAT, spec section 2)."""
+UNCLEAR_PERCENT = 15.0
+"""From here on up to SIGNIFICANT_PERCENT a box teaches neither that something is narrow there nor that nothing is: two readers
+would not agree."""
 _OCCLUDED_PERCENT = 99.5
 """From here on a percentage says that the vessel is closed (3-CAT)."""
 
@@ -118,6 +121,11 @@ def percent_class(percent: float, num_classes: int) -> int:
     return 2 if num_classes > 2 and percent >= _OCCLUDED_PERCENT else 1
 
 
+def _is_unclear(percent: float) -> bool:
+    """See UNCLEAR_PERCENT."""
+    return UNCLEAR_PERCENT <= percent < SIGNIFICANT_PERCENT
+
+
 def _candidates(row: Mapping[str, Any], count: int) -> list[int]:
     """As scoring would choose them, between the labelled ends of full contrast."""
     begin, end, num_frames, step_ms = (row[n] for n in ("contrast_begin", "contrast_end", "num_frames", "frame_time_ms"))
@@ -148,7 +156,7 @@ def _boxes(row: Mapping[str, Any], frames: Sequence[int], num_classes: int) -> N
             for mark in _nearest(marks, frame):
                 shares = np.asarray(_corners(mark), float) / np.tile([row["columns"], row["rows"]], 2)
                 percent = mark.get("percent")
-                kind = UNKNOWN if percent is None else percent_class(percent, num_classes)
+                kind = percent_class(percent, num_classes) if percent is not None and not _is_unclear(percent) else UNKNOWN
                 boxes.append([place, mark.get("frame") != frame, kind, *shares])
     return np.array(boxes, np.float32).reshape(-1, 7)
 

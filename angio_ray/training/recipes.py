@@ -87,8 +87,8 @@ class Stage:
     """Every so many of the window's frames that these are left."""
     epochs: int
     cut: bool = False
-    """Squares of this size are cut from the whole frames, around boxes, around places where the net was wrong and anywhere, and
-    taught by their boxes alone; half of them of clips with boxes."""
+    """Squares of this size are cut from the whole frames, half of them around boxes, the others around places where the net was
+    wrong and anywhere, and taught by their boxes alone; as many of each clip as `frames`, in every pass."""
 
     regions: bool = False
     """The classifier stays as it is, and the decoder of its regions learns."""
@@ -117,6 +117,8 @@ class Recipe:
     step_epochs: int = 10
     """StepLR: after every so many epochs the rate is multiplied by `gamma`."""
     gamma: float = 0.4
+    cosine: bool = False
+    """In place of StepLR the rate falls from step to step as half a cosine over all epochs, after a short rise."""
     dropout: float | None = None
     """Of all dropout layers. None: as the net has it."""
     clip_norm: float = 2.0
@@ -267,6 +269,8 @@ class RecipeChanges:
     """StepLR: epochs between two steps of the rate."""
     gamma: float | None = None
     """StepLR: factor of each step."""
+    cosine: bool | None = None
+    """In place of StepLR, half a cosine over all epochs."""
     dropout: float | None = None
     """Of all dropout layers."""
     clip_norm: float | None = None
@@ -395,12 +399,15 @@ def _frames(*stages: tuple[int, int, int], **changes: Any) -> Recipe:
 def _squares(size_frames_epochs: tuple[int, int, int]) -> Recipe:
     """Squares cut from the frames: most of a frame holds nothing to learn from."""
     size, frames, epochs = size_frames_epochs
-    options: dict[str, Any] = {"batch_size": 32, "micro_batch": 32, "passes": 16, "learning_rate": 2e-3, "weight_decay": 1e-5}
+    options: dict[str, Any] = {"batch_size": 128, "micro_batch": 64, "passes": 16, "learning_rate": 2e-3, "weight_decay": 1e-5}
     return replace(
-        _frames(size_frames_epochs, box_weight=1.0, vessel_weight=1.0, step_epochs=5, gamma=0.35, **options),
+        _frames(size_frames_epochs, box_weight=1.0, vessel_weight=1.0, cosine=True, **options),
         stages=(Stage(size=size, frames=frames, epochs=epochs, cut=True),),
-        augment=AugmentConfig(upside_down=0.5, turned=0.5).scaled(0.6),
-    )
+        augment=replace(
+            NO_AUGMENTATION, flip=0.5, upside_down=0.5, turned=0.5, gamma=0.2, contrast=0.15, brightness=0.05,
+            noise_share=0.5, noise=0.012,
+        ),
+    )  # fmt: skip
 
 
 def _short_resnet(*stages: tuple[int, int, int], **changes: Any) -> Recipe:
@@ -468,9 +475,11 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         ),
         "inception_lstm": _whole_clips((96, 200, 4), batch_size=4, learning_rate=3e-4),
     }
-    | {f"stenosis_s{suffix}": _squares((112, 2, 16)) for suffix in _CATEGORIES}
+    | {f"stenosis_s{suffix}": _squares((80, 2, 16)) for suffix in _CATEGORIES}
     | {
-        f"stenosis_fpn{suffix}": replace(_squares((192, 2, 6)), passes=4, learning_rate=1e-3, step_epochs=2, keep="last")
+        f"stenosis_fpn{suffix}": replace(
+            _squares((192, 2, 6)), passes=4, batch_size=32, micro_batch=16, learning_rate=1e-3, keep="last"
+        )
         for suffix in _CATEGORIES
     }
     | {f"inception_v3{suffix}": _frames((299, 2, 8), learning_rate=3e-4) for suffix in _CATEGORIES}

@@ -3,12 +3,10 @@
     vessel mask -> local_radius                drawn vessels and radii of a net, masks -> vessel_loss
 
 Boxes alone say little of what a narrowing is: of some hundred patients a net learns them by heart. Knows no nets, clips or loops.
-Shapes: B clips, T frames, N = B * T pictures, H x W pixels, h x w cells.
+Shapes: N pictures, H x W pixels, h x w cells.
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import cv2
 import numpy as np
@@ -17,35 +15,12 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from angio_ray.training.paired_frames import mask_of
-
-_THIN = np.ones((3, 3), np.uint8)
-"""What is thinner than this many px is not taught: a program's label has branches that nobody sees."""
 _NEAR_PX = 7
 """Side of the square in which a pixel's vessel has its middle, px."""
+_DRAWN = 4.0
+"""How much more where the vessels are counts than how wide they are: mean cross entropies of pixels are small."""
 _LEAST_SHARE = 0.25
 """Of a cell's pixels, to say the radius of what lies in it."""
-
-
-class DrawnVessels:
-    """The vessels that labels have, of each clip's frames."""
-
-    def __init__(self, pngs: Sequence[Sequence[bytes | None]]) -> None:
-        """`pngs`: of each clip one picture, or None, of each frame; none of clips on which nothing is drawn."""
-        self._pngs = pngs
-
-    def read(
-        self, rows_B: NDArray[np.intp], places_BT: NDArray[np.integer], size: int
-    ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-        """Masks at these places of these clips (B, T, size, size), 0 or 1, and of which frames anything is known (B, T)."""
-        masks = np.zeros((*places_BT.shape, size, size), np.uint8)
-        known = np.zeros(masks.shape[:2], np.bool_)
-        for b, row in enumerate(rows_B.tolist()):
-            for t, place in enumerate(places_BT[b].tolist()):
-                if place < len(self._pngs[row]) and (png := self._pngs[row][place]) is not None:
-                    drawn = mask_of(png, size).astype(np.uint8)
-                    masks[b, t], known[b, t] = cv2.morphologyEx(drawn, cv2.MORPH_OPEN, _THIN), True
-        return masks, known
 
 
 def local_radius(mask_HW: NDArray[np.bool_]) -> NDArray[np.float32]:
@@ -75,4 +50,4 @@ def vessel_loss(
     inside = (share >= _LEAST_SHARE).float()
     target = (F.avg_pool2d(radius, cell) / share.clamp(min=1e-3)).clamp(min=0.5).log()
     apart = ((log_radius_N1hw - target).abs() * inside).sum(dim=(1, 2, 3)) / inside.sum(dim=(1, 2, 3)).clamp(min=1)
-    return ((drawn + apart) * known).sum()
+    return ((_DRAWN * drawn + apart) * known).sum()

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from dataclasses import fields, replace
 
-import numpy as np
 import pytest
 import torch
 from torchvision.transforms import v2
 
-from angio_ray.training.augment import augment, cut_out
+from angio_ray.training.augment import augment
 from angio_ray.training.recipes import NO_AUGMENTATION, PAPER_AUGMENTATION, AugmentConfig
 
 
@@ -83,26 +82,6 @@ def test_strength_scales_everything_but_flips() -> None:
     assert augment(clips(), replace(AugmentConfig().scaled(0.0), flip=0.0), generator()).allclose(clips(), atol=1e-3)
 
 
-def test_a_square_is_cut_around_a_box_with_what_is_marked_in_it() -> None:
-    clips = torch.zeros(40, 2, 64, 64)
-    clips[:, :, 40:48, 8:16] = 255.0
-    marked = np.array([[0, 0, 1, 8 / 64, 40 / 64, 16 / 64, 48 / 64]], np.float32)
-    nowhere = [np.empty((0, 2))] * 40
-    cut, boxes = cut_out(clips, [marked] * 39 + [None], nowhere, 32, np.random.default_rng(0))
-    assert cut.shape == (40, 2, 32, 32)
-    assert boxes[-1] is None
-    whole = [found for found in boxes[:-1] if len(found) and found[0, 2] == 1]
-    assert len(whole) > 25, "three in four around it"
-    for x, found in zip(cut, boxes, strict=True):
-        if found is None or not len(found):
-            continue
-        left, top, right, bottom = (found[0, 3:] * 32).round().astype(int).clip(0, 32)
-        assert x[:, top:bottom, left:right].min() == 255, "the box lies where the square has the mark"
-        assert x.sum() == 255 * 2 * (bottom - top) * (right - left)
-    partly = [found for found in boxes[:-1] if len(found) and found[0, 2] == -1]
-    assert all((found[0, 3:5].min() < 0) or (found[0, 5:7].max() > 1) for found in partly)
-
-
 def test_upside_down_and_turned_are_what_they_say() -> None:
     x = clips(batch=40, frames=1)
     only = NO_AUGMENTATION.scaled(1.0)
@@ -115,12 +94,3 @@ def test_upside_down_and_turned_are_what_they_say() -> None:
     same = (half - x).abs().amax(dim=(1, 2, 3)) < 0.02
     assert 10 < int(same.sum()) < 30
     assert AugmentConfig(turned=0.5).scaled(0.1).turned == 0.5, "it has no strength"
-
-
-def test_other_squares_are_cut_where_the_net_was_wrong() -> None:
-    clips = torch.zeros(40, 1, 64, 64)
-    clips[:, :, 10, 50] = 255.0
-    mild = np.array([[0, 0, 0, 0.1, 0.8, 0.2, 0.9]], np.float32)
-    wrong = [np.array([[50.5 / 64, 10.5 / 64]])] * 40
-    cut, _ = cut_out(clips, [mild] * 40, wrong, 24, np.random.default_rng(0))
-    assert 28 <= (cut.amax(dim=(1, 2, 3)) == 255).sum() <= 36, "three in four; a narrowing that does not count draws none"

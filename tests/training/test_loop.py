@@ -38,7 +38,6 @@ from angio_ray.training.loop import (
     quickest_precision,
     thinned,
     thinned_targets,
-    wrong_places,
 )
 from angio_ray.training.paired_frames import mask_of
 from angio_ray.training.recipes import (
@@ -331,23 +330,32 @@ def test_a_classifier_of_patches_is_learnt_and_then_left_alone_while_its_regions
     assert np.median([size for size in sizes if size is not None]) < 3
 
 
-def test_places_where_the_net_was_wrong_lie_apart_and_outside_the_boxes() -> None:
-    cells = np.zeros((16, 16), np.float32)
-    cells[4, 4], cells[4, 5], cells[12, 12], cells[8, 1] = 0.9, 0.8, 0.7, 0.6
-    marked = np.array([[0, 0, 1, *(np.array([12, 12, 13, 13]) / 16)]], np.float32)
-    found = wrong_places(cells, marked)
-    assert found[:2] == [[4.5 / 16, 4.5 / 16], [1.5 / 16, 8.5 / 16]], "not beside the best, not in the box"
-    assert len(found) == 4
-
-
 def test_squares_are_cut_where_the_maps_of_the_epoch_before_were_wrong() -> None:
     part_ = spots(16)
     recipe = replace(find_recipe("smoke", "stenosis_s"), stages=parse_stages("cut64x2x2"), settle_clips=0)
     states: list[State] = []
     fit("stenosis_s", part_, part_, recipe, place=ONE, after_epoch=lambda _, state: states.append(copy.deepcopy(state)))
-    assert states[0].wrong == {}, "nothing is known yet"
-    assert 0 < len(states[1].wrong) < 12, "a quarter of them are looked at"
-    assert all(0 <= value <= 1 for places in states[1].wrong.values() for place in places for value in place)
+    assert states[0].mistakes == {}, "nothing is known yet"
+    assert len(states[1].mistakes) == 4, "a quarter of the clips are looked at"
+    for place, x, y in (mistake for found in states[1].mistakes.values() for mistake in found):
+        assert place in (0, 1, 2)
+        assert 0 <= min(x, y) <= max(x, y) <= 1
+    nowhere = replace(part_, boxes=(None,) * 16)
+    with pytest.raises(FitError, match="squares cannot be cut: no training clip says where narrowings are"):
+        fit("stenosis_s", nowhere, part_, recipe, place=ONE)
+
+
+def test_the_rate_falls_as_a_cosine_from_step_to_step() -> None:
+    recipe = replace(find_recipe("smoke", "stenosis_s"), stages=parse_stages("64x2x3,96x2x1"), cosine=True, learning_rate=1.0)
+    made = loop._Loop("stenosis_s", spots(8), spots(4), recipe, 1, ONE, None)
+    rates = [made._rate(recipe.stages[0], done) for done in (0.0, 0.05, 0.1, 2.0, 3.99)]
+    assert rates[0] < 0.05
+    assert rates[1] == pytest.approx(0.5, abs=0.02)
+    assert rates[2] == pytest.approx(1.0, abs=0.02)
+    assert rates[3] == pytest.approx(0.51, abs=0.01)
+    assert rates[4] == pytest.approx(0.02, abs=0.01)
+    steps = loop._Loop("stenosis_s", spots(8), spots(4), replace(recipe, cosine=False, step_epochs=2, gamma=0.5), 1, ONE, None)
+    assert [steps._rate(recipe.stages[0], done) for done in (0, 1.9, 2.0, 3.5)] == [1.0, 1.0, 0.5, 0.5]
 
 
 def test_a_net_learns_to_draw_the_vessels_of_its_squares() -> None:
@@ -357,7 +365,8 @@ def test_a_net_learns_to_draw_the_vessels_of_its_squares() -> None:
     drawn = replace(part_, vessels=((), *((png, None, png) for png, _, _ in pngs[1:])))
     recipe = replace(
         find_recipe("smoke", "stenosis_s"), stages=parse_stages("cut64x2x8"), learning_rate=1e-2, vessel_weight=1.0,
-        augment=AugmentConfig().scaled(0.3), passes=2,
+        augment=AugmentConfig().scaled(0.3), passes=4,
+        batch_size=16, micro_batch=16,
     )  # fmt: skip
     classifier = fit("stenosis_s", drawn, drawn, recipe, seed=1, place=ONE).classifier
     with torch.no_grad():
@@ -366,16 +375,6 @@ def test_a_net_learns_to_draw_the_vessels_of_its_squares() -> None:
     assert roc_auc_score(mask.flatten(), drawn_N1HW.flatten()) > 0.97
     inside = torch.nn.functional.avg_pool2d(mask[:, None].float(), 8) == 1
     assert log_radius_N1hw[inside].exp().median() == pytest.approx(5, abs=1.5), "squares of 12 px"
-
-
-def test_half_of_the_squares_are_of_clips_with_boxes() -> None:
-    part_ = spots(16)
-    few = replace(part_, boxes=tuple(b if i < 4 else None for i, b in enumerate(part_.boxes)))
-    recipe = replace(find_recipe("smoke", "stenosis_s"), stages=parse_stages("cut64x2x1"), passes=10)
-    made = loop._Loop("stenosis_s", few, few, recipe, 1, ONE, None)
-    order = np.concatenate(made._order(0, recipe.stages[0]))
-    assert len(order) == 160
-    assert 80 <= np.isin(order, [0, 2]).sum() <= 100, "two of sixteen clips have boxes that are known"
 
 
 def test_now_these_frames_are_shown_now_others() -> None:

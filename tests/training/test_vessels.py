@@ -1,11 +1,10 @@
 from __future__ import annotations
 
-import cv2
 import numpy as np
 import pytest
 import torch
 
-from angio_ray.training.vessels import DrawnVessels, local_radius, vessel_loss
+from angio_ray.training.vessels import local_radius, vessel_loss
 
 
 def drawn(*radii: int) -> np.ndarray:
@@ -32,16 +31,8 @@ def test_the_loss_falls_with_drawing_and_radius_and_counts_what_is_known() -> No
     known = np.array([True, True])
     log_radius, twice = radius.clamp(min=1).log(), (2 * radius).clamp(min=1).log()
     best = float(vessel_loss(right, log_radius, masks, known))
-    assert best < 0.05
+    assert best < 0.1
     assert vessel_loss(right, twice, masks, known) == pytest.approx(best + 2 * np.log(2), abs=0.05)
-    assert vessel_loss(0 * right, log_radius, masks, known) == pytest.approx(best + 2 * np.log(2), abs=0.05)
+    assert vessel_loss(0 * right, log_radius, masks, known) == pytest.approx(best + 8 * np.log(2), abs=0.05), "four times as much"
     other = torch.cat([right[:1], -right[1:]])
     assert vessel_loss(other, log_radius, masks, np.array([True, False])) < 0.05
-
-
-def test_frames_without_a_drawing_are_not_known() -> None:
-    png = cv2.imencode(".png", 255 * drawn(3).astype(np.uint8))[1].tobytes()
-    masks, known = DrawnVessels([(None, png), ()]).read(np.array([0, 1]), np.array([[1, 0], [0, 1]]), 96)
-    np.testing.assert_array_equal(known, [[True, False], [False, False]])
-    np.testing.assert_array_equal(masks[0, 0], drawn(3))
-    assert not masks[1].any()
