@@ -24,7 +24,7 @@ KINETICS_STD: Triple = (0.225, 0.225, 0.225)
 """pytorchvideo's X3D normalisation; the default of all nets, equal in all channels since the frames are grey."""
 
 
-SHARPNESS = 2.0
+SHARPNESS = 4.0
 """Of the smooth maximum over the cells of a map: the larger, the nearer to the maximum itself."""
 
 

@@ -178,7 +178,7 @@ class TrainConfig:
         if NETS[self.net].num_boxes and not recipe.box_weight:
             raise ConfigError(f"--box-weight 0: the boxes are all that teaches {self.net}")
         for stage in recipe.stages:
-            if NETS[self.net].layout == "B2HW-regions" and (stage.frames != 2 or stage.size % 64 or stage.cut):
+            if NETS[self.net].layout == "B2HW-regions" and (stage.frames != 2 or stage.size % 64):
                 raise ConfigError(f"stage {stage}: {self.net} sees 2 frames, of a multiple of 64 px")
             if self.net == "transunet" and stage.size != window.size:
                 raise ConfigError(f"stage {stage}: {self.net} sees frames of {window.size} px")

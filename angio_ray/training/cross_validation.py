@@ -642,7 +642,7 @@ def _binding(experiment: Experiment, config: TrainConfig, initial: _Initial) -> 
     with suppress(FileNotFoundError):
         stored = json.loads(experiment.out.read_bytes(uri))
         before = {"loss": "cross_entropy", "box_weight": 0.0, "vessel_weight": 0.0, "redundancy": False, "passes": 1}
-        stored["recipe"] = before | stored.get("recipe", {})  # of experiments before there was another
+        stored["recipe"] = before | {"cosine": False} | stored.get("recipe", {})  # of experiments before there was another
         before_regions = {name: getattr(experiment.recipe, name) for name in ("region_rate", "boundary_weight", "dilations")}
         stored["recipe"] = before_regions | stored["recipe"]
         stored["recipe"]["augment"] = {"upside_down": 0.0, "turned": 0.0} | stored["recipe"].get("augment", {})

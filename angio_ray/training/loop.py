@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
@@ -34,12 +34,12 @@ from angio_ray.models.classifier import ClipClassifier, cell_probability, pooled
 from angio_ray.models.interface import NOT_LAST, UNJUDGED
 from angio_ray.models.regions import patches
 from angio_ray.models.stenosis import SMALLEST
-from angio_ray.training.augment import augment_located, changed_masks
-from angio_ray.training.losses import MOTION, box_loss, boxes_of_frames, detection_loss, moved, soft_convolutional_f1
+from angio_ray.training.augment import augment, augment_located, changed_masks
+from angio_ray.training.losses import MOTION, box_loss, boxes_of_frames, detection_loss, soft_convolutional_f1
 from angio_ray.training.quick_nets import fit_for_training, settle_statistics
 from angio_ray.training.recipes import Recipe, Stage
-from angio_ray.training.regions import Outlines, cell_loss, holds_calcification, region_loss, region_targets
-from angio_ray.training.squares import Squares
+from angio_ray.training.regions import LEAST_PX, Outlines, cell_loss, holds_calcification, region_loss, region_targets
+from angio_ray.training.squares import PairSquares, Squares, wrong_places
 from angio_ray.training.vessels import vessel_loss
 
 _PREDICTED_AT_ONCE = 8
@@ -177,8 +177,8 @@ class State:
     best_model: dict[str, Tensor] = field(default_factory=dict)
     """Weights of that epoch, kept in the last stage."""
     mistakes: dict[int, list[list[float]]] = field(default_factory=dict)
-    """Training clip -> place of a frame, then x and y as shares of its sides, where its map showed most outside its boxes when
-    last looked at. Squares are cut there."""
+    """Training clip -> place of a frame (not of pairs), then x and y as shares of its sides, where its map showed most outside
+    what is marked when last looked at. Squares are cut there."""
 
     def as_dict(self) -> dict[str, Any]:
         """For torch.save; read it with `weights_only=True`."""
@@ -344,14 +344,22 @@ class _Loop:
             size = NETS[net].window.size
             self.outlines, self.watched = (Outlines(part.outlines, size) for part in (train, validation))
             self.patch_weight = self.outlines.rarity()
-        self.squares = self._cut() if any(stage.cut for stage in recipe.stages) else None
+        self.squares: Squares | None = None
+        self.pair_squares: PairSquares | None = None
+        if any(stage.cut for stage in recipe.stages):
+            self._cut()
+        self._layers: dict[int, NDArray[np.generic]] = {}
         self.state = State()
 
-    def _cut(self) -> Squares:
+    def _cut(self) -> None:
         """What the stages with `cut` learn from."""
         drawn = getattr(self.classifier.net, "vessels", None) is not None and not self.classifier.num_boxes
         try:
-            return Squares(
+            if self.regions:
+                outlines = [self.outlines[row] for row in range(len(self.outlines))]
+                self.pair_squares = PairSquares(self.train.clips, outlines, self.recipe.augment)
+                return
+            self.squares = Squares(
                 self.train.clips,
                 self.train.boxes,
                 self.train.target_N != UNJUDGED,
@@ -423,10 +431,12 @@ class _Loop:
             self.classifier.net.freeze_classifier()  # type: ignore[operator]
         torch.manual_seed(_mixed(self.seed, number, place.rank, 1))  # dropout
         begun, processor = time.monotonic(), time.process_time()
-        if stage.cut and self.squares is not None:
-            if number:
+        if stage.cut:
+            if number and self.squares is not None:
                 self._look_for_mistakes(self.squares, number)
-            losses, clips, steps = self._square_steps(self.squares, stage, number)
+            elif number and not stage.regions:
+                self._look_for_mistaken_pairs(number)
+            losses, clips, steps = self._square_steps(stage, number)
         else:
             batches = self._order(number)
             losses, clips = self._steps(stage, number, batches)
@@ -550,45 +560,79 @@ class _Loop:
         self._share_statistics()
         return float(total), sum(map(len, batches))
 
-    def _square_steps(self, squares: Squares, stage: Stage, number: int) -> tuple[float, int, int]:
+    def _square_steps(self, stage: Stage, number: int) -> tuple[float, int, int]:
         """An epoch of squares, taught by what is marked in them: (sum of this worker's losses, squares of all, steps)."""
         recipe, place = self.recipe, self.place
+        taught = self._taught_squares if self.squares is not None else self._taught_pairs
         self.model.train()
         steps = max(1, round(len(self.train) * recipe.passes * stage.frames / recipe.batch_size))
         mine = len(_share(np.arange(recipe.batch_size), place))
         counts = [len(part) for part in _batches_of(np.arange(mine), recipe.micro_batch or recipe.batch_size)]
-        augment = replace(recipe.augment, flip=0.0, upside_down=0.0, turned=0.0)  # that is done
-        smallest = SMALLEST * self.train.clips.frame(*squares.frames[0]).shape[-1]
         total = torch.zeros((), device=self.device)
         for step in range(steps):
             self._begin_step(stage, number + step / steps)
             for i, count in enumerate(counts):
                 seed = (self.seed, number, step, i * place.world + place.rank)
-                drawn = squares.draw(stage.size, count, np.random.default_rng(seed), self.state.mistakes)
-                x = torch.from_numpy(drawn.squares_NSS)[:, None].to(self.device)
-                x, homography_N33 = augment_located(x, augment, torch.Generator().manual_seed(_mixed(*seed)))
-                boxes = [moved(found, homography_33) for found, homography_33 in zip(drawn.boxes_N, homography_N33, strict=True)]
                 with self._local(last=i == len(counts) - 1):
-                    with self._autocast():
-                        out = self.model(x, vessels=drawn.vessels_NSS is not None)
-                    if self.classifier.num_boxes:
-                        loss = recipe.box_weight * self._detection_loss(out, boxes, stage.size, smallest)
-                    elif drawn.vessels_NSS is None:
-                        loss = recipe.box_weight * box_loss(out.float().flatten(0, 1), boxes)
-                    else:
-                        maps, drawn_N1HW, log_radius_N1hw = out
-                        masks = torch.from_numpy(drawn.vessels_NSS)[:, None].to(self.device)
-                        masks_NHW = changed_masks(masks, homography_N33)[:, 0].cpu().numpy()
-                        loss = recipe.box_weight * box_loss(maps.float().flatten(0, 1), boxes)
-                        loss = loss + recipe.vessel_weight * vessel_loss(
-                            drawn_N1HW.float(), log_radius_N1hw.float(), masks_NHW, drawn.known_N
-                        )
-                    loss = loss / recipe.batch_size
+                    loss = taught(stage, count, seed) / recipe.batch_size
                     (loss * place.world).backward()  # see `_steps`
                 total += loss.detach() * recipe.batch_size
             self._end_step()
         self._share_statistics()
         return float(total), steps * recipe.batch_size, steps
+
+    def _taught_squares(self, stage: Stage, count: int, seed: tuple[int, ...]) -> Tensor:
+        """Sum of the losses of so many squares of frames with boxes."""
+        recipe, squares = self.recipe, self.squares
+        assert squares is not None
+        drawn = squares.draw(stage.size, count, np.random.default_rng(seed), self.state.mistakes)
+        x = self._augmented(torch.from_numpy(drawn.squares_NSS)[:, None], seed)
+        with self._autocast():
+            out = self.model(x, vessels=drawn.vessels_NSS is not None)
+        if self.classifier.num_boxes:
+            smallest = SMALLEST * self.train.clips.frame(*squares.frames[0]).shape[-1]
+            return recipe.box_weight * self._detection_loss(out, drawn.boxes_N, stage.size, smallest)
+        if drawn.vessels_NSS is None:
+            return recipe.box_weight * box_loss(out.float().flatten(0, 1), drawn.boxes_N)
+        maps, drawn_N1HW, log_radius_N1hw = out
+        vessels = vessel_loss(drawn_N1HW.float(), log_radius_N1hw.float(), drawn.vessels_NSS, drawn.known_N)
+        return recipe.box_weight * box_loss(maps.float().flatten(0, 1), drawn.boxes_N) + recipe.vessel_weight * vessels
+
+    def _taught_pairs(self, stage: Stage, count: int, seed: tuple[int, ...]) -> Tensor:
+        """Sum of the losses of so many squares of pairs with outlines."""
+        recipe, rng = self.recipe, np.random.default_rng(seed)
+        assert self.pair_squares is not None
+        layers = self._region_layers if stage.regions else self._outline_layer
+        pairs, of_pairs = self.pair_squares.draw(stage.size, count, rng, self.state.mistakes, layers)
+        x, layers_NLSS = self._augmented(torch.from_numpy(pairs), seed), torch.from_numpy(of_pairs).to(self.device)
+        own = getattr(getattr(self.classifier.net, "net", None), "losses", None)
+        if own is not None:  # a detector's
+            found: Tensor = own(x, layers_NLSS[:, :1])
+            return count * found
+        with self._autocast():
+            out = self.model(x, squares=True, regions=stage.regions)
+        if stage.regions:
+            target_N1SS, distance_N1SS = layers_NLSS.chunk(2, dim=1)
+            return count * region_loss(out.float(), target_N1SS, distance_N1SS, boundary_weight=recipe.boundary_weight)
+        net: Any = self.classifier.net
+        cells_Nhw = out.float()
+        holds = layers_NLSS.flatten(1).sum(dim=1) >= LEAST_PX
+        loss = F.binary_cross_entropy_with_logits(net.verdict_of(cells_Nhw), holds.float())
+        return count * (loss + recipe.box_weight * cell_loss(cells_Nhw, layers_NLSS))
+
+    def _augmented(self, x: Tensor, seed: tuple[int, ...]) -> Tensor:
+        """Squares, which are mirrored and turned already, with their grey values changed."""
+        return augment(x.to(self.device), self.recipe.augment.in_place(), torch.Generator().manual_seed(_mixed(*seed)))
+
+    def _outline_layer(self, row: int) -> NDArray[np.generic]:
+        return self.outlines[row][None]
+
+    def _region_layers(self, row: int) -> NDArray[np.generic]:
+        """Region to learn and signed distance to its boundary, (2, H, W), of whole frames: made once."""
+        if row not in self._layers:
+            target_11HW, distance_11HW = region_targets(self.outlines[row][None], self.recipe.dilations)
+            self._layers[row] = torch.cat([target_11HW[0], distance_11HW[0]]).half().numpy()
+        return self._layers[row]
 
     def _class_loss(self, out: Tensor, target: Tensor, whole: Tensor, clips: int) -> Tensor:
         """Of a part of a step whose classes weigh `whole`, of so many clips; `out`: logits, or the maps that they come from."""
@@ -625,12 +669,12 @@ class _Loop:
         """Of Adam, after so many epochs and parts of one."""
         recipe = self.recipe
         begun_at = recipe.region_rate if stage.regions else recipe.learning_rate
+        of_stage = epochs_done - (self.state.epoch - self.state.stage_epoch)
         if recipe.cosine:
-            warm = min(1.0, (epochs_done + 1e-3) / _WARM_UP)
-            falling = 0.5 + 0.5 * math.cos(math.pi * epochs_done / recipe.epochs)
+            warm = min(1.0, (of_stage + 1e-3) / _WARM_UP)
+            falling = 0.5 + 0.5 * math.cos(math.pi * of_stage / stage.epochs)
             return begun_at * warm * (_LEAST_RATE + (1 - _LEAST_RATE) * falling)
-        steps = int(epochs_done - (self.state.epoch - self.state.stage_epoch) * stage.regions) // recipe.step_epochs
-        return begun_at * recipe.gamma**steps  # StepLR
+        return begun_at * recipe.gamma ** (int(of_stage if stage.regions else epochs_done) // recipe.step_epochs)  # StepLR
 
     def _region_loss(self, x_B2HW: Tensor, masks_BHW: Tensor, stage: Stage) -> Tensor:
         """Mean over the patches: cross entropy of their verdicts, or the loss of their regions."""
@@ -660,17 +704,17 @@ class _Loop:
         """F1 of the verdicts on validation patches, and how much of the heat lies in the regions."""
         self.classifier.eval()
         called, truth, inside, whole = [], [], 0.0, 0.0
-        thinned_clips = _Thinned(self.validation.clips, stage)
+        thinned_clips, size = _Thinned(self.validation.clips, stage), self.watched.size if stage.cut else stage.size
         parts = _batches_of(np.arange(len(self.validation)), _WHOLE_CLIPS_AT_ONCE)
         for rows, x in zip(parts, _read_ahead(thinned_clips, parts), strict=True):
             x = x.to(self.device)
-            masks = self.watched.read(rows, stage.size)
-            holds = holds_calcification(masks, stage.size)
+            masks = self.watched.read(rows, size)
+            holds = holds_calcification(masks, size)
             called.append(self.classifier.verdicts(x).flatten().cpu() > 0)
             truth.append(holds)
             if hasattr(self.classifier.net, "heat"):
-                heat: Tensor = self.classifier.net.heat(patches(x.float(), stage.size // 2))  # type: ignore[operator]
-                target = patches(region_targets(masks.numpy(), self.recipe.dilations)[0], stage.size // 2)[holds]
+                heat: Tensor = self.classifier.net.heat(patches(x.float(), size // 2))  # type: ignore[operator]
+                target = patches(region_targets(masks.numpy(), self.recipe.dilations)[0], size // 2)[holds]
                 part = F.adaptive_avg_pool2d(target, heat.shape[-1])[:, 0]
                 inside += float((heat.cpu()[holds] * part).sum())
                 whole += float(heat.cpu()[holds].sum())
@@ -707,6 +751,20 @@ class _Loop:
             dist.all_gather_object(everyones, found)
         for theirs in everyones:
             self.state.mistakes |= theirs
+
+    @torch.no_grad()
+    def _look_for_mistaken_pairs(self, number: int) -> None:
+        """Of a share of the pairs: which cells outside calcification say most."""
+        rng = np.random.default_rng((self.seed, number, 1))
+        rows = rng.permutation(len(self.train))[: max(1, round(_LOOKED_AT * len(self.train)))]
+        self.classifier.eval()
+        net: Any = self.classifier.net
+        for row in rows.tolist():
+            pair = torch.from_numpy(np.stack([self.train.clips.frame(row, place) for place in (0, 1)]))[None]
+            with self._autocast():
+                cells_hw = torch.sigmoid(net.cells(pair.to(self.device)).float())[0].cpu().numpy()
+            marked = F.adaptive_max_pool2d(torch.from_numpy(self.outlines[row][None]).float(), cells_hw.shape)[0].numpy() > 0
+            self.state.mistakes[row] = wrong_places(np.where(marked, -1.0, cells_hw), np.empty((0, 4)))
 
     def _shown(self, stage: Stage, number: int, step: int, batch: NDArray[np.intp]) -> NDArray[np.int64] | None:
         """Places of the frames that a step shows of each of its clips, (B, T), of nets that see each frame by itself: now these,
@@ -824,13 +882,12 @@ class _Trained(nn.Module):
         super().__init__()
         self.classifier = classifier
 
-    def forward(self, x_BTHW: Tensor, *, regions: bool = False, vessels: bool = False) -> Any:
+    def forward(self, x_BTHW: Tensor, *, regions: bool = False, vessels: bool = False, squares: bool = False) -> Any:
         classifier = self.classifier
         if classifier.layout == "B2HW-regions":
             net: Any = classifier.net
-            if not regions:
-                return net.cells(patches(x_BTHW, x_BTHW.shape[-1] // 2))
-            return net.regions(patches(x_BTHW, x_BTHW.shape[-1] // 2))[1]
+            parts = x_BTHW if squares else patches(x_BTHW, x_BTHW.shape[-1] // 2)
+            return net.regions(parts)[1] if regions else net.cells(parts)
         if vessels:
             return classifier.with_vessels(x_BTHW)
         if classifier.num_boxes:

@@ -163,11 +163,11 @@ def boxes_of_frames(
         of_frame = boxes[boxes[:, 0] == place]
         here = of_frame[:, 3:] + of_frame[:, 1:2] * motion * torch.tensor([-1.0, -1.0, 1.0, 1.0])
         here = torch.cat([of_frame[:, 2:3], here], dim=1)
-        found.append(here if homography_33 is None else moved(here, homography_33))
+        found.append(here if homography_33 is None else _moved(here, homography_33))
     return found
 
 
-def moved(boxes_S5: Tensor, homography_33: Tensor) -> Tensor:
+def _moved(boxes_S5: Tensor, homography_33: Tensor) -> Tensor:
     """Class and corners of boxes, in shares, in a frame whose points come from there, in -1..1 (`augment_located`)."""
     if not len(boxes_S5) or torch.equal(homography_33, torch.eye(3)):
         return boxes_S5

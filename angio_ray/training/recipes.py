@@ -66,6 +66,11 @@ class AugmentConfig:
         return replace(self, **{f.name: getattr(self, f.name) * strength for f in fields(self) if f.name not in _SAME_SIZE})
 
 
+    def in_place(self) -> AugmentConfig:
+        """Without all that moves something: grey values, grain and edges alone."""
+        return replace(self, **dict.fromkeys((*_SAME_SIZE, "rotation_deg", "zoom", "shift", "perspective", "cut_share"), 0.0))
+
+
 _SAME_SIZE = ("flip", "upside_down", "turned")
 """Changes that have no strength."""
 
@@ -87,9 +92,9 @@ class Stage:
     """Every so many of the window's frames that these are left."""
     epochs: int
     cut: bool = False
-    """Squares of this size are cut from the whole frames, half of them around boxes, the others around places where the net was
-    wrong and anywhere, and taught by their boxes alone; as many of each clip as `frames`, in every pass."""
-
+    """Squares of this size are cut from the whole frames, half of them around what is marked, the others around places where the
+    net was wrong and anywhere, and taught by what is marked in them alone; as many of each clip as `frames`, in every pass. Of
+    the augmentation's changes of place they are mirrored and turned alone."""
     regions: bool = False
     """The classifier stays as it is, and the decoder of its regions learns."""
 
@@ -118,7 +123,7 @@ class Recipe:
     """StepLR: after every so many epochs the rate is multiplied by `gamma`."""
     gamma: float = 0.4
     cosine: bool = False
-    """In place of StepLR the rate falls from step to step as half a cosine over all epochs, after a short rise."""
+    """In place of StepLR the rate falls from step to step as half a cosine over the epochs of each stage, after a short rise."""
     dropout: float | None = None
     """Of all dropout layers. None: as the net has it."""
     clip_norm: float = 2.0
@@ -223,11 +228,11 @@ def parse_stages(text: str) -> tuple[Stage, ...]:
     """Stages as typed: size x frames x epochs, with commas between (`80x4x12,160x16x2`; `cut256x4x8`). ValueError."""
     stages = []
     for word in text.split(","):
-        found = re.fullmatch(r"(cut|roi)?(\d+)x(\d+)x(\d+)", word.strip())
+        found = re.fullmatch(r"(cut)?(roi)?(\d+)x(\d+)x(\d+)", word.strip())
         if not found:
             raise ValueError(f"stages {text!r}: size x frames x epochs each, such as 80x4x12,160x16x2")
-        size, frames, epochs = map(int, found.groups()[1:])
-        stages.append(Stage(size=size, frames=frames, epochs=epochs, cut=found[1] == "cut", regions=found[1] == "roi"))
+        size, frames, epochs = map(int, found.groups()[2:])
+        stages.append(Stage(size=size, frames=frames, epochs=epochs, cut=bool(found[1]), regions=bool(found[2])))
     return tuple(stages)
 
 
@@ -251,8 +256,8 @@ class RecipeChanges:
     """What to change in a recipe; None leaves it."""
 
     stages: str | None = None
-    """Size x frames x epochs of each stage, with commas between: 80x4x12,160x16x2. cut256x4x8: squares cut from the frames, for
-    nets with maps."""
+    """Size x frames x epochs of each stage, with commas between: 80x4x12,160x16x2. cut80x2x8: squares cut from the frames around
+    what is marked."""
     epochs: int | None = None
     """Of all stages together, divided as the recipe divides them."""
     batch_size: int | None = None
@@ -270,7 +275,7 @@ class RecipeChanges:
     gamma: float | None = None
     """StepLR: factor of each step."""
     cosine: bool | None = None
-    """In place of StepLR, half a cosine over all epochs."""
+    """In place of StepLR, half a cosine over the epochs of each stage."""
     dropout: float | None = None
     """Of all dropout layers."""
     clip_norm: float | None = None
@@ -396,6 +401,13 @@ def _frames(*stages: tuple[int, int, int], **changes: Any) -> Recipe:
     return _short(*stages, **(options | changes))
 
 
+_ANY_WAY = replace(
+    NO_AUGMENTATION, flip=0.5, upside_down=0.5, turned=0.5, gamma=0.2, contrast=0.15, brightness=0.05,
+    noise_share=0.5, noise=0.012,
+)  # fmt: skip
+"""Of squares: what is sought in them looks the same from any side."""
+
+
 def _squares(size_frames_epochs: tuple[int, int, int]) -> Recipe:
     """Squares cut from the frames: most of a frame holds nothing to learn from."""
     size, frames, epochs = size_frames_epochs
@@ -403,11 +415,8 @@ def _squares(size_frames_epochs: tuple[int, int, int]) -> Recipe:
     return replace(
         _frames(size_frames_epochs, box_weight=1.0, vessel_weight=1.0, cosine=True, **options),
         stages=(Stage(size=size, frames=frames, epochs=epochs, cut=True),),
-        augment=replace(
-            NO_AUGMENTATION, flip=0.5, upside_down=0.5, turned=0.5, gamma=0.2, contrast=0.15, brightness=0.05,
-            noise_share=0.5, noise=0.012,
-        ),
-    )  # fmt: skip
+        augment=_ANY_WAY,
+    )
 
 
 def _short_resnet(*stages: tuple[int, int, int], **changes: Any) -> Recipe:
@@ -440,6 +449,17 @@ def _regions(size: int, epochs: int, region_epochs: int, **changes: Any) -> Reci
     return Recipe(
         stages=(*first, Stage(size=size, frames=2, epochs=region_epochs, regions=True)),
         augment=AugmentConfig().scaled(0.5), **(options | changes),
+    )  # fmt: skip
+
+
+def _pair_squares(epochs: int, region_epochs: int) -> Recipe:
+    """Squares cut from pairs of frames, for the classifier first and then for regions."""
+    return Recipe(
+        stages=(
+            Stage(size=128, frames=2, epochs=epochs, cut=True),
+            Stage(size=128, frames=2, epochs=region_epochs, cut=True, regions=True),
+        ),
+        batch_size=64, micro_batch=64, passes=8, cosine=True, box_weight=1.0, settle_clips=0, keep="last", augment=_ANY_WAY,
     )  # fmt: skip
 
 
@@ -483,7 +503,7 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         for suffix in _CATEGORIES
     }
     | {f"inception_v3{suffix}": _frames((299, 2, 8), learning_rate=3e-4) for suffix in _CATEGORIES}
-    | {net: _regions(512, 8, 6, box_weight=1.0) for net in _DOUBLE_HEADS}
+    | {net: _pair_squares(8, 6) for net in _DOUBLE_HEADS}
     | {net: _regions(512, 0, 14) for net in _SEGMENTERS}
     | {net: _regions(512, 0, 14, region_rate=3e-4) for net in _DETECTORS},
     "smoke": {

@@ -90,6 +90,13 @@ class Outlines:
             masks_BHW = np.stack([cv2.resize(mask, (size, size), interpolation=cv2.INTER_AREA) for mask in masks_BHW])
         return torch.from_numpy(masks_BHW >= 0.25)
 
+    def __len__(self) -> int:
+        return len(self._bits)
+
+    def __getitem__(self, row: int) -> NDArray[np.bool_]:
+        """One of them, (H, W)."""
+        return np.unpackbits(self._bits[row]).reshape(self.size, self.size).astype(np.bool_)
+
     def rarity(self) -> float:
         """Patches without calcification to one that holds some, 1 to 20: how much more the latter count."""
         holds = torch.cat([holds_calcification(self.read(np.array([i]), self.size), self.size) for i in range(len(self._bits))])

@@ -593,7 +593,8 @@ def _protocol(experiment: Experiment) -> str:
         for s in recipe.stages
     )
     return (
-        f"Recipe {experiment.recipe_name}: {stages}; begun from {experiment.began_from}. Adam, StepLR. "
+        f"Recipe {experiment.recipe_name}: {stages}; begun from {experiment.began_from}. "
+        f"Adam, {'half a cosine' if recipe.cosine else 'StepLR'}. "
         f"Settings: {', '.join(f'{k} {v}' for k, v in settings.items())}. Augmentation: "
         f"{', '.join(f'{k} {v:g}' for k, v in asdict(recipe.augment).items())}."
     )

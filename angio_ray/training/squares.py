@@ -1,18 +1,19 @@
-"""Squares of frames in which narrowings are marked: what nets with maps learn from, since most of a frame teaches nothing.
+"""Squares of frames in which something is marked: what nets that look for it learn from, since most of a frame teaches nothing.
 
-    clips, boxes, drawn vessels -> Squares.draw -> Drawn: half around boxes, the rest where the net was wrong, or anywhere
+    clips, boxes, drawn vessels -> Squares.draw -> Drawn               half around narrowings, or around calcification,
+    pairs of frames, outlines -> PairSquares.draw                      the rest where the net was wrong, or anywhere
 
-A square begins at a multiple of GRID px, so that the cells of a map lie in it as they lie in the whole frame, and is mirrored and
-turned by right angles alone: nothing is resampled, and what a net sees in training has the grain of what it is to judge. (Turned
-by any angle and scaled, and from any pixel on, squares of the same clips had taught next to nothing in three times as long.)
-Knows no nets or loops.
+A square begins on a grid, so that the cells of a map lie in it as they lie in the whole frame, and is mirrored and turned by
+right angles alone: nothing is resampled, and what a net sees in training has the grain of what it is to judge. (Turned by any
+angle and scaled, and from any pixel on, squares of narrowings had taught next to nothing in three times as long.) Knows no nets
+or loops.
 
-Shapes: N squares, S x S pixels of a square, H x W pixels of a frame, T frames of a clip, h x w cells of a map.
+Shapes: N squares, S x S pixels of a square, H x W pixels of a frame, T frames of a clip, h x w cells of a map, L layers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -27,12 +28,16 @@ from angio_ray.training.paired_frames import mask_of
 from angio_ray.training.recipes import AugmentConfig
 
 GRID = 8
-"""px of the frame."""
-_AROUND_BOXES = 0.5
+"""px from one corner to the next, of squares in which narrowings are marked."""
+PAIR_GRID = 32
+"""The same of pairs of frames, whose nets have larger cells."""
+_AROUND_MARKED = 0.5
 _AROUND_MISTAKES = 0.7
 """Of the other squares, once mistakes are known."""
 _WITHIN = (0.2, 0.8)
 """Where in a square the place lies that it is cut around, in shares of its side."""
+_PLACES = 256
+"""Of a pair's calcification, at most, to cut around."""
 _THIN = np.ones((3, 3), np.uint8)
 """Vessels thinner than this many px are not taught: a program's label has branches that nobody sees."""
 _MISTAKES = 4
@@ -119,11 +124,9 @@ class Squares:
             key, middle = self._place(rng, rows, mistakes)
             frame_HW = self._clips.frame(*key)
             sides = np.array(frame_HW.shape[::-1])
-            corner = rng.uniform(0, 1, 2) * (sides - size) if middle is None else middle * sides - rng.uniform(*_WITHIN, 2) * size
-            left, top = (GRID * np.clip(np.round(corner / GRID), 0, (sides - size) // GRID)).astype(int).tolist()
+            left, top = _corner(sides, size, GRID, middle, rng)
             down, across = slice(top, top + size), slice(left, left + size)
-            config = self._augment
-            turn = _Turn(*(rng.random(3) < (config.flip, config.upside_down, config.turned)).tolist())
+            turn = _turn(self._augment, rng)
             squares[n] = turn.picture(frame_HW[down, across])
             if vessels is not None and self._vessels is not None and (bits := self._vessels.get(key)) is not None:
                 vessels[n] = turn.picture(np.unpackbits(bits[down], axis=-1, count=int(sides[0]))[:, across])
@@ -139,7 +142,7 @@ class Squares:
         self, rng: np.random.Generator, rows: Sequence[int], mistakes: Mapping[int, Sequence[Sequence[float]]]
     ) -> tuple[tuple[int, int], NDArray[np.floating] | None]:
         """A frame, and where to cut it, as shares; None: anywhere."""
-        if self._counted and rng.random() < _AROUND_BOXES:
+        if self._counted and rng.random() < _AROUND_MARKED:
             key, i = self._counted[rng.integers(len(self._counted))]
             box = self._boxes[key][i, 1:]
             return key, (box[:2] + box[2:]) / 2
@@ -152,6 +155,53 @@ class Squares:
     def _bits(self, key: tuple[int, int], png: bytes) -> NDArray[np.uint8]:
         drawn = mask_of(png, self._clips.frame(*key).shape[0]).astype(np.uint8)
         return np.packbits(cv2.morphologyEx(drawn, cv2.MORPH_OPEN, _THIN) > 0, axis=-1)
+
+
+class PairSquares:
+    """All that squares of pairs of frames can be cut from."""
+
+    def __init__(self, clips: Frames, outlines: Sequence[NDArray[np.bool_]], augment: AugmentConfig) -> None:
+        """`outlines`: of each pair the calcification in its first frame, (H, W). ValueError where none shows any."""
+        self._clips, self._augment, self._num = clips, augment, len(outlines)
+        self._marked: list[tuple[int, NDArray[np.float64]]] = []
+        for row, outline_HW in enumerate(outlines):
+            if len(places := np.argwhere(outline_HW)[:, ::-1]):
+                some = places[np.linspace(0, len(places) - 1, min(len(places), _PLACES)).astype(int)]
+                self._marked.append((row, (some + 0.5) / np.array(outline_HW.shape[::-1])))
+        if not self._marked:
+            raise ValueError("no training clip shows calcification")
+
+    def draw(
+        self,
+        size: int,
+        count: int,
+        rng: np.random.Generator,
+        mistakes: Mapping[int, Sequence[Sequence[float]]],
+        layers: Callable[[int], NDArray[np.generic]],
+    ) -> tuple[NDArray[np.uint8], NDArray[np.float32]]:
+        """So many squares of pairs, (N, 2, S, S), and of what belongs to each, (N, L, S, S).
+
+        mistakes: of pairs, places, each x and y as shares. layers: of a pair (L, H, W), such as its outline.
+        """
+        pairs, found = np.empty((count, 2, size, size), np.uint8), []
+        wrong = [row for row, places in mistakes.items() if places]
+        for n in range(count):
+            middle: NDArray[np.floating] | None = None
+            if rng.random() < _AROUND_MARKED:
+                row, places = self._marked[int(rng.integers(len(self._marked)))]
+                middle = places[rng.integers(len(places))]
+            elif wrong and rng.random() < _AROUND_MISTAKES:
+                row = wrong[int(rng.integers(len(wrong)))]
+                middle = np.asarray(mistakes[row][int(rng.integers(len(mistakes[row])))])
+            else:
+                row = int(rng.integers(self._num))
+            of_pair_LHW = layers(row)
+            left, top = _corner(np.array(of_pair_LHW.shape[:0:-1]), size, PAIR_GRID, middle, rng)
+            down, across = slice(top, top + size), slice(left, left + size)
+            turn = _turn(self._augment, rng)
+            pairs[n] = turn.picture(np.stack([self._clips.frame(row, place)[down, across] for place in (0, 1)]))
+            found.append(turn.picture(of_pair_LHW[:, down, across]))
+        return pairs, np.stack(found).astype(np.float32)
 
 
 def wrong_places(cells_hw: NDArray[np.floating], boxes_S4: NDArray[np.floating]) -> list[list[float]]:
@@ -182,8 +232,21 @@ def _within(
     return found[((high > 0) & (low < 1)).all(axis=1)]
 
 
+def _corner(
+    sides: NDArray[np.integer], size: int, grid: int, middle: NDArray[np.floating] | None, rng: np.random.Generator
+) -> tuple[int, int]:
+    """Column and row where a square begins that has `middle`, as shares of the frame's sides, inside; None: anywhere."""
+    corner = rng.uniform(0, 1, 2) * (sides - size) if middle is None else middle * sides - rng.uniform(*_WITHIN, 2) * size
+    left, top = (grid * np.clip(np.round(corner / grid), 0, (sides - size) // grid)).astype(int).tolist()
+    return left, top
+
+
+def _turn(augment: AugmentConfig, rng: np.random.Generator) -> Turn:
+    return Turn(*(rng.random(3) < (augment.flip, augment.upside_down, augment.turned)).tolist())
+
+
 @dataclass(frozen=True, slots=True)
-class _Turn:
+class Turn:
     """How a square is mirrored and then turned."""
 
     mirrored: bool
@@ -192,8 +255,9 @@ class _Turn:
     """Rows and columns exchanged."""
 
     def picture(self, cut: NDArray[Any]) -> NDArray[Any]:
-        seen = cut[:: -1 if self.upside_down else 1, :: -1 if self.mirrored else 1]
-        return seen.T if self.turned else seen
+        """Of one square or several, (..., S, S)."""
+        seen = cut[..., :: -1 if self.upside_down else 1, :: -1 if self.mirrored else 1]
+        return seen.swapaxes(-1, -2) if self.turned else seen
 
     def boxes(self, boxes_S5: NDArray[np.float32]) -> NDArray[np.float32]:
         """Class and corners, as shares."""

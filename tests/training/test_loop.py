@@ -298,13 +298,16 @@ def test_detectors_learn_by_their_own_losses(net: str, monkeypatch: pytest.Monke
         fit(net, outlined(4), outlined(2, seed=1), replace(recipe, stages=parse_stages("128x2x1,roi128x2x1")), place=ONE)
 
 
-def test_a_classifier_of_patches_is_learnt_and_then_left_alone_while_its_regions_are(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("cut", [False, True])
+def test_a_classifier_of_patches_is_learnt_and_then_left_alone_while_its_regions_are(
+    cut: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     small = replace(NETS["resunet_s"], window=ClipWindow(name="pair_128px", size=128, start=0, length=2, stride=1))
     monkeypatch.setitem(NETS, "resunet_s", small)
     train, held_out = outlined(32), outlined(12, seed=1)
     recipe = replace(
-        find_recipe("smoke", "resunet_s"), stages=parse_stages("128x2x14,roi128x2x8"), learning_rate=3e-3, region_rate=1e-2,
-        augment=AugmentConfig().scaled(0.2), step_epochs=20,
+        find_recipe("smoke", "resunet_s"), learning_rate=3e-3, region_rate=1e-2, step_epochs=20,
+        augment=AugmentConfig().scaled(0.2), stages=parse_stages("cut64x2x14,cutroi64x2x8" if cut else "128x2x14,roi128x2x8"),
     )  # fmt: skip
     states: list[State] = []
     fitted = fit(
@@ -346,7 +349,7 @@ def test_squares_are_cut_where_the_maps_of_the_epoch_before_were_wrong() -> None
 
 
 def test_the_rate_falls_as_a_cosine_from_step_to_step() -> None:
-    recipe = replace(find_recipe("smoke", "stenosis_s"), stages=parse_stages("64x2x3,96x2x1"), cosine=True, learning_rate=1.0)
+    recipe = replace(find_recipe("smoke", "stenosis_s"), stages=parse_stages("64x2x4,96x2x1"), cosine=True, learning_rate=1.0)
     made = loop._Loop("stenosis_s", spots(8), spots(4), recipe, 1, ONE, None)
     rates = [made._rate(recipe.stages[0], done) for done in (0.0, 0.05, 0.1, 2.0, 3.99)]
     assert rates[0] < 0.05
@@ -354,6 +357,8 @@ def test_the_rate_falls_as_a_cosine_from_step_to_step() -> None:
     assert rates[2] == pytest.approx(1.0, abs=0.02)
     assert rates[3] == pytest.approx(0.51, abs=0.01)
     assert rates[4] == pytest.approx(0.02, abs=0.01)
+    made.state.epoch = 4
+    assert made._rate(recipe.stages[1], 4.1) == pytest.approx(0.98, abs=0.01), "each stage begins anew"
     steps = loop._Loop("stenosis_s", spots(8), spots(4), replace(recipe, cosine=False, step_epochs=2, gamma=0.5), 1, ONE, None)
     assert [steps._rate(recipe.stages[0], done) for done in (0, 1.9, 2.0, 3.5)] == [1.0, 1.0, 0.5, 0.5]
 

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from angio_ray.training.loop import InMemory
 from angio_ray.training.losses import MOTION
 from angio_ray.training.recipes import NO_AUGMENTATION
-from angio_ray.training.squares import GRID, Drawn, Squares, wrong_places
+from angio_ray.training.squares import GRID, PAIR_GRID, Drawn, PairSquares, Squares, wrong_places
 
 STILL = NO_AUGMENTATION
 ANY_WAY = replace(STILL, flip=0.5, upside_down=0.5, turned=0.5)
@@ -108,6 +108,29 @@ def test_only_frames_of_which_something_is_known_are_cut() -> None:
     np.testing.assert_allclose(wide[0, 1:], moved, atol=1e-6)
     with pytest.raises(ValueError, match="no training clip"):
         Squares(inputs, [None] * 6, judged, augment=STILL)
+
+
+def test_squares_of_pairs_keep_their_outlines() -> None:
+    rng = np.random.default_rng(5)
+    pairs = rng.integers(0, 99, (4, 2, 128, 128)).astype(np.uint8)
+    outlines = [np.zeros((128, 128), bool) for _ in pairs]
+    for pair, outline in zip(pairs[:3], outlines, strict=False):
+        x, y = rng.integers(8, 110, 2)
+        outline[y : y + 6, x : x + 12] = True
+        pair[0, outline] = 200
+    squares = PairSquares(InMemory(pairs), outlines, ANY_WAY)
+    drawn, layers = squares.draw(64, 300, rng, {3: [[0.9, 0.1]]}, lambda row: np.stack([outlines[row], np.full((128, 128), row)]))
+    assert drawn.shape == layers.shape == (300, 2, 64, 64)
+    assert ((drawn[:, 0] == 200) == (layers[:, 0] > 0)).all()
+    holds = layers[:, 0].any(axis=(1, 2))
+    assert 0.5 < holds.mean() < 0.75, "half are around calcification, and some of the others meet it"
+    of_row = layers[:, 1, 0, 0]
+    assert 0.3 < (of_row == 3).mean() < 0.5, "seven of ten of the others are where the net was wrong"
+    ramp = np.broadcast_to(np.arange(128, dtype=np.uint8), (1, 2, 128, 128))
+    corners = PairSquares(InMemory(ramp), outlines[:1], STILL).draw(64, 99, rng, {}, lambda _: outlines[0][None])[0][:, 0, 0, 0]
+    assert set(corners.tolist()) <= set(range(0, 65, PAIR_GRID))
+    with pytest.raises(ValueError, match="no training clip shows calcification"):
+        PairSquares(InMemory(pairs), outlines[3:], STILL)
 
 
 def test_wrong_places_lie_apart_and_outside_the_boxes() -> None:
