@@ -45,8 +45,8 @@ MARKED_FRAMES = 8
 MASKED_FRAMES = 3
 """Frames without contrast, evenly spread, whose calcification is outlined in the labels; side files have all of them."""
 HIDDEN = 0.25
-"""Share of the contrast that a narrowing lacks from which on other vessels over it, filling it in, hide it. (At a half, most of the
-narrowings of 60 % and more that a net was least sure of showed a crossing and no more when they were looked at.)"""
+"""Share of the contrast that a narrowing lacks from which on other vessels over it, filling it in, hide it. (At a half, most of
+the narrowings of 60 % and more that a net was least sure of showed a crossing and no more when they were looked at.)"""
 ROSE = 10.0
 """Contrast to noise, over the area of what is missing, from which on it is made out: an eye needs 5 before an even field (Rose, J
 Opt Soc Am 1948; 38:196), and anatomy is none."""
