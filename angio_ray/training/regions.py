@@ -83,9 +83,7 @@ class Outlines:
 
     def read(self, rows_B: NDArray[np.intp], size: int) -> Tensor:
         """(B, size, size), booleans: at a smaller size a pixel counts of which a quarter does."""
-        masks_BHW = np.stack(
-            [np.unpackbits(self._bits[row]).reshape(self.size, self.size) for row in rows_B.tolist()]
-        ).astype(np.float32)
+        masks_BHW = np.stack([self[row] for row in rows_B.tolist()]).astype(np.float32)
         if size != self.size:
             masks_BHW = np.stack([cv2.resize(mask, (size, size), interpolation=cv2.INTER_AREA) for mask in masks_BHW])
         return torch.from_numpy(masks_BHW >= 0.25)
