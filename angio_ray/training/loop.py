@@ -536,7 +536,7 @@ class _Loop:
                 target = thinned_targets(self.target_N[rows], stage.frames, shown).flatten()
                 detector = bool(self.classifier.num_boxes)
                 of_frames: list[Tensor | None] = []
-                if self.train.boxes:
+                if self.train.boxes and recipe.box_weight:
                     marked = [self.train.boxes[row] for row in rows]
                     motion = None if detector else MOTION  # a detector learns the boxes themselves, so nothing is guessed
                     of_frames = self._boxes(marked, homography_B33, shown, motion)
@@ -550,7 +550,7 @@ class _Loop:
                         loss = recipe.box_weight * taught / target_B.numel()
                     else:
                         loss = self._class_loss(out, target, whole, len(batch))
-                        if of_frames and recipe.box_weight and self.classifier.layout == "BCTHW-maps":
+                        if of_frames and self.classifier.layout == "BCTHW-maps":
                             taught = box_loss(out.float().flatten(0, 1), of_frames)
                             loss = loss + recipe.box_weight * taught / target_B.numel()
                     # DistributedDataParallel takes the mean over the workers; the sum is meant
@@ -592,11 +592,13 @@ class _Loop:
         if self.classifier.num_boxes:
             smallest = SMALLEST * self.train.clips.frame(*squares.frames[0]).shape[-1]
             return recipe.box_weight * self._detection_loss(out, drawn.boxes_N, stage.size, smallest)
-        if drawn.vessels_NSS is None:
-            return recipe.box_weight * box_loss(out.float().flatten(0, 1), drawn.boxes_N)
-        maps, drawn_N1HW, log_radius_N1hw = out
-        vessels = vessel_loss(drawn_N1HW.float(), log_radius_N1hw.float(), drawn.vessels_NSS, drawn.known_N)
-        return recipe.box_weight * box_loss(maps.float().flatten(0, 1), drawn.boxes_N) + recipe.vessel_weight * vessels
+        maps = out if drawn.vessels_NSS is None else out[0]
+        loss = recipe.box_weight * box_loss(maps.float().flatten(0, 1), drawn.boxes_N)
+        if drawn.vessels_NSS is not None:
+            _, drawn_N1HW, log_radius_N1hw = out
+            vessels = vessel_loss(drawn_N1HW.float(), log_radius_N1hw.float(), drawn.vessels_NSS, drawn.known_N)
+            loss = loss + recipe.vessel_weight * vessels
+        return loss
 
     def _taught_pairs(self, stage: Stage, count: int, seed: tuple[int, ...]) -> Tensor:
         """Sum of the losses of so many squares of pairs with outlines."""
@@ -637,11 +639,10 @@ class _Loop:
     def _class_loss(self, out: Tensor, target: Tensor, whole: Tensor, clips: int) -> Tensor:
         """Of a part of a step whose classes weigh `whole`, of so many clips; `out`: logits, or the maps that they come from."""
         logits = (pooled(out.float(), self.classifier.pool) if self.classifier.layout == "BCTHW-maps" else out).float()
-        target = target.to(self.device)
         if self.recipe.loss == "f1":
-            return _f1_loss(logits, target) / clips
-        each = _cross_entropy(logits.flatten(0, -2), target, self.recipe.label_smoothing)
-        return (each * self._weight(target.cpu()).to(self.device)).sum() / whole
+            return _f1_loss(logits, target.to(self.device)) / clips
+        each = _cross_entropy(logits.flatten(0, -2), target.to(self.device), self.recipe.label_smoothing)
+        return (each * self._weight(target).to(self.device)).sum() / whole
 
     def _detection_loss(self, out: Any, boxes_N: Sequence[Tensor | None], size_px: int, smallest_px: float) -> Tensor:
         """Of a detector's boxes, summed over the frames, whose sides are `size_px`."""
@@ -725,16 +726,20 @@ class _Loop:
             "heat_inside": inside / whole if whole else None,
         }
 
+    def _looked_at(self, rng: np.random.Generator) -> list[int]:
+        """Training clips that are looked at for mistakes this time."""
+        return rng.permutation(len(self.train))[: max(1, round(_LOOKED_AT * len(self.train)))].tolist()
+
     @torch.no_grad()
     def _look_for_mistakes(self, squares: Squares, number: int) -> None:
         """Of a share of the clips a frame that squares are cut from: where its map shows most outside the boxes. The processes
         share the work."""
         rng = np.random.default_rng((self.seed, number, 1))
-        rows = rng.permutation(len(self.train))[: max(1, round(_LOOKED_AT * len(self.train)))]
+        rows = self._looked_at(rng)
         by_row: dict[int, list[int]] = {}
         for row, place in squares.frames:
             by_row.setdefault(row, []).append(place)
-        keys = [(row, int(rng.choice(by_row[row]))) for row in rows.tolist() if row in by_row]
+        keys = [(row, int(rng.choice(by_row[row]))) for row in rows if row in by_row]
         mine = [keys[i] for i in _share(np.arange(len(keys)), self.place)]
         self.classifier.eval()
         found: dict[int, list[list[float]]] = {}
@@ -756,10 +761,10 @@ class _Loop:
     def _look_for_mistaken_pairs(self, number: int) -> None:
         """Of a share of the pairs: which cells outside calcification say most."""
         rng = np.random.default_rng((self.seed, number, 1))
-        rows = rng.permutation(len(self.train))[: max(1, round(_LOOKED_AT * len(self.train)))]
+        rows = self._looked_at(rng)
         self.classifier.eval()
         net: Any = self.classifier.net
-        for row in rows.tolist():
+        for row in rows:
             pair = torch.from_numpy(np.stack([self.train.clips.frame(row, place) for place in (0, 1)]))[None]
             with self._autocast():
                 cells_hw = torch.sigmoid(net.cells(pair.to(self.device)).float())[0].cpu().numpy()
