@@ -122,8 +122,12 @@ class ClipClassifier(nn.Module):
 
 def pooled(maps_BTKhw: Tensor, pool: Pool) -> Tensor:
     """Logits of the frames, (B, T, K), the first class's at 0, of log-odds against it in each cell, (B, T, K - 1, h, w)."""
-    cells = maps_BTKhw.flatten(3).float()
-    return F.pad(cells.mean(dim=3) if pool == "mean" else smooth_maximum(cells), (1, 0))
+    return pooled_cells(maps_BTKhw.flatten(3).float(), pool)
+
+
+def pooled_cells(cells: Tensor, pool: Pool) -> Tensor:
+    """The same of cells in one dimension, (..., K - 1, C) -> (..., K)."""
+    return F.pad(cells.mean(dim=-1) if pool == "mean" else smooth_maximum(cells), (1, 0))
 
 
 def smooth_maximum(cells: Tensor) -> Tensor:

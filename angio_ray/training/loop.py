@@ -30,11 +30,12 @@ from torch.nn.parallel import DistributedDataParallel
 
 from angio_ray.models import NETS
 from angio_ray.models.backends import bf16_units
-from angio_ray.models.classifier import ClipClassifier, cell_probability, pooled
+from angio_ray.models.classifier import ClipClassifier, cell_probability, pooled, pooled_cells
 from angio_ray.models.interface import NOT_LAST, UNJUDGED
 from angio_ray.models.regions import patches
 from angio_ray.models.stenosis import SMALLEST
 from angio_ray.training.augment import augment, augment_located, changed_masks
+from angio_ray.training.calibration import calibrate, with_calibration
 from angio_ray.training.losses import MOTION, box_loss, boxes_of_frames, detection_loss, soft_convolutional_f1
 from angio_ray.training.quick_nets import fit_for_training, settle_statistics
 from angio_ray.training.recipes import Recipe, Stage
@@ -49,6 +50,8 @@ _WHOLE_CLIPS_AT_ONCE = 2
 _CPU_MICRO_BATCH = 8
 _LOOKED_AT = 0.25
 """Share of the training clips of which a frame is looked at for mistakes before an epoch of squares."""
+_CALIBRATED_BY = 512
+"""Validation clips, at most, by whose frames maps are calibrated."""
 _WARM_UP = 0.1
 """Epochs in which the rate rises, where it falls as a cosine."""
 _LEAST_RATE = 0.02
@@ -224,7 +227,8 @@ def fit(
     net
         Name in NETS.
     train, validation
-        Both classes in the first. Validation chooses the epoch and the end of a stage, nothing else.
+        Both classes in the first. Validation chooses the epoch and the end of a stage, and maps learnt from squares are
+        calibrated by it.
     recipe
         How.
     seed
@@ -834,6 +838,8 @@ class _Loop:
             rows = np.random.default_rng((self.seed, 0, 0)).permutation(as_scored)[: self.recipe.settle_clips]
             batches = _read_ahead(self.train.clips, _batches_of(rows, _at_once(self.classifier, _SETTLED_AT_ONCE)))
             settle_statistics(self.classifier, (x.to(self.device) for x in batches))
+        if self.squares is not None and not frozen:
+            self._calibrate()
         as_stored(self.classifier)
         self.classifier.eval()
         return Fitted(
@@ -842,6 +848,26 @@ class _Loop:
             best_epoch=best_epoch,
             classifier=self.classifier,
         )
+
+    @torch.no_grad()
+    def _calibrate(self) -> None:
+        """Of nets that learnt from squares: let a frame's probability be one, judged by validation frames."""
+        target_NT = torch.from_numpy(self.validation.target_N)
+        rows = np.random.default_rng((self.seed, 0, 2)).permutation(len(target_NT))[:_CALIBRATED_BY]
+        self.classifier.eval()
+        mine = _batches_of(_share(rows, self.place), _WHOLE_CLIPS_AT_ONCE)
+        maps = []
+        for x in _read_ahead(self.validation.clips, mine):
+            with self._autocast():
+                maps.append(self.classifier.maps(x.to(self.device)).flatten(3).half().cpu().numpy())
+        cells_NKC = torch.from_numpy(_gathered(maps, self.place)).flatten(0, 1)
+        target_N = target_NT[rows].flatten()
+        judged_N = target_N >= 0
+        if len(target_N[judged_N].unique()) < 2:
+            return  # nothing to judge by
+        pool = self.classifier.pool
+        found = calibrate(cells_NKC[judged_N], target_N[judged_N], lambda cells: pooled_cells(cells, pool))
+        with_calibration(self.classifier.net.cells, found)  # type: ignore[arg-type]
 
 
 def close_branches(net: nn.Module) -> int:

@@ -348,6 +348,18 @@ def test_squares_are_cut_where_the_maps_of_the_epoch_before_were_wrong() -> None
         fit("stenosis_s", nowhere, part_, recipe, place=ONE)
 
 
+def test_maps_that_learnt_from_squares_say_how_many_frames_are_narrowed() -> None:
+    part_ = spots(32)
+    watched = replace(part_, target_N=part_.target_N.copy())
+    watched.target_N[:, 2] = UNJUDGED  # what fills a clip up says nothing
+    recipe = replace(find_recipe("smoke", "stenosis_s"), stages=parse_stages("cut64x2x2"), settle_clips=0)
+    fitted = fit("stenosis_s", part_, watched, recipe, place=ONE)
+    p_F = predict(fitted.classifier, watched.clips, 32, ONE)[watched.target_N != UNJUDGED][:, 1]
+    share = float((watched.target_N[watched.target_N != UNJUDGED] > 0).mean())
+    assert 0.2 < share < 0.8
+    assert float(p_F.mean()) == pytest.approx(share, abs=0.03)
+
+
 def test_the_rate_falls_as_a_cosine_from_step_to_step() -> None:
     recipe = replace(find_recipe("smoke", "stenosis_s"), stages=parse_stages("64x2x4,96x2x1"), cosine=True, learning_rate=1.0)
     made = loop._Loop("stenosis_s", spots(8), spots(4), recipe, 1, ONE, None)
