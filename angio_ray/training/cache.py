@@ -5,8 +5,9 @@
 Clips come through the reader, sandbox and sampling that scoring uses, by Ray Data, and each decoding worker writes what it
 has decoded: an interrupted run keeps its shards, and the next one decodes the rest. An entry is named by object and etag,
 the folder by all else that changes an input (window, assumed frame rate, SCORING_VERSION). A permanent reason is stored in
-place of a clip, and so is that it ran out of time or memory each time; that it could not be read is not. The cache holds
-pixels of patients under pseudonyms: keep it where the clips may be.
+place of a clip, and so is that it ran out of time or memory each time; that it could not be read is not. Of an input the frames
+that show the clip are stored, not those that fill it up. The cache holds pixels of patients under pseudonyms: keep it where the
+clips may be.
 Knows no labels, folds or models.
 
 Shapes: B rows asked for, T frames, H x W pixels.
@@ -50,8 +51,8 @@ _OF_THE_CLIP = (Reason.DECODE_TIMEOUT, Reason.OUT_OF_MEMORY)
 """Transient reasons that are final after that: one such clip would keep a training from ever beginning."""
 _CHANGED = "changed"
 """Reason of a clip that is not the one that `clips` knows: transient, the next run indexes it anew."""
-_FORMAT = 2
-"""Of the shards: 2 has the file's frames that an input shows."""
+_FORMAT = 3
+"""Of the shards: 2 has the file's frames that an input shows, 3 no others."""
 _SHARD = pa.schema(
     [
         pa.field("entry", pa.string(), nullable=False),
@@ -250,26 +251,25 @@ class CachedClips:
     """Of each clip the file's frames that its input shows, T of them or fewer: the rest fills it up."""
 
     def __init__(self, cache: ClipCache, entries: Sequence[str]) -> None:
-        window = cache.window
-        self._shape = (window.num_frames, window.size, window.size)
+        self._num_frames, self._size = cache.window.num_frames, cache.window.size
         self._shards: list[NDArray[np.uint8]] = []
         wanted = {entry: position for position, entry in enumerate(entries)}
         if len(wanted) < len(entries):
             raise KeyError("a clip is asked for twice")
-        self._where = np.full((len(entries), 2), -1, np.int64)
+        self._where = np.full((len(entries), 2), -1, np.int64)  # shard, and the clip's first frame in it
         self.frames = [np.empty(0, np.int64)] * len(entries)
         for batch in cache.shards():
-            inputs_NTHW = _inputs(batch.column("input"), self._shape)
-            row = 0
-            frames = batch.column("frames")
-            for place, (entry, valid) in enumerate(
-                zip(batch.column("entry").to_pylist(), batch.column("input").is_valid().to_pylist(), strict=True)
-            ):
-                if valid and entry in wanted:
-                    self._where[wanted[entry]] = len(self._shards), row
-                    self.frames[wanted[entry]] = np.asarray(frames[place].as_py(), np.int64)
-                row += valid
-            self._shards.append(inputs_NTHW)
+            inputs, frames = batch.column("input"), batch.column("frames")
+            valid = inputs.is_valid().to_pylist()
+            first = 0
+            for place, entry in enumerate(batch.column("entry").to_pylist()):
+                if valid[place]:
+                    shown = np.asarray(frames[place].as_py(), np.int64)
+                    if entry in wanted:
+                        self._where[wanted[entry]] = len(self._shards), first
+                        self.frames[wanted[entry]] = shown
+                    first += len(shown)
+            self._shards.append(_frames_of(inputs, self._size))
         if missing := int((self._where[:, 0] < 0).sum()):
             raise KeyError(f"{missing} of {len(entries)} clips are not in the cache")
 
@@ -278,19 +278,19 @@ class CachedClips:
 
     def read(self, rows_B: NDArray[np.intp], places_BT: NDArray[np.integer] | None = None) -> NDArray[np.uint8]:
         """The inputs of these rows, (B, T, H, W): all of their frames, or of each those at its places."""
-        num_frames, height, width = self._shape
         if places_BT is None:
-            places_BT = np.tile(np.arange(num_frames), (len(rows_B), 1))
-        out = np.empty((*places_BT.shape, height, width), np.uint8)
-        for i, (shard, row) in enumerate(self._where[rows_B]):
+            places_BT = np.tile(np.arange(self._num_frames), (len(rows_B), 1))
+        out = np.empty((*places_BT.shape, self._size, self._size), np.uint8)
+        for i, row in enumerate(rows_B.tolist()):
             for t, place in enumerate(places_BT[i].tolist()):
-                out[i, t] = self._shards[shard][row, place]
+                out[i, t] = self.frame(row, place)
         return out
 
     def frame(self, row: int, place: int) -> NDArray[np.uint8]:
-        """One of their frames, (H, W), in mapped memory."""
-        shard, entry = self._where[row]
-        found: NDArray[np.uint8] = self._shards[shard][entry, place]
+        """One of their frames, (H, W), in mapped memory. Beyond those that show the clip the last of them stands again, as
+        `sampling` fills clips up."""
+        shard, first = self._where[row]
+        found: NDArray[np.uint8] = self._shards[shard][first + min(place, len(self.frames[row]) - 1)]
         return found
 
 
@@ -299,12 +299,11 @@ def _named_by(keys: pa.Table) -> list[str]:
     return ["object_id", "etag", *(["frames"] if "frames" in keys.column_names else [])]
 
 
-def _inputs(column: pa.LargeBinaryArray, shape: tuple[int, int, int]) -> NDArray[np.uint8]:
-    """The values of a column as one array, nulls left out: they take no bytes."""
+def _frames_of(column: pa.LargeBinaryArray, size: int) -> NDArray[np.uint8]:
+    """All frames of a column one after the other, (N, H, W); nulls take no bytes."""
     values = column.buffers()[2]
     flat = np.frombuffer(values, np.uint8) if values is not None else np.empty(0, np.uint8)
-    num = len(column) - column.null_count
-    return flat[: num * shape[0] * shape[1] * shape[2]].reshape(num, *shape)
+    return flat[: len(flat) // size**2 * size**2].reshape(-1, size, size)
 
 
 class _CacheStage:
@@ -329,7 +328,11 @@ class _CacheStage:
             if kept:
                 shard.append({"entry": entry, "reason": reason, "detail": detail})
                 if reason is None:
-                    shard[-1] |= {"input": row[f"input_{name}"], "frames": row[f"frames_{name}"]}
+                    shown = row[f"frames_{name}"]
+                    shard[-1] |= {
+                        "input": row[f"input_{name}"][: len(shown) * self.cache.window.size**2],
+                        "frames": shown,
+                    }
         if shard:
             self.cache._write(shard)
         schema = pa.schema(

@@ -113,7 +113,10 @@ def test_a_clip_that_runs_out_of_time_each_time_is_left_out_for_good(tmp_path: P
     table, source = keys(slow), Storage(str(slow))
     hasty = ClipCache(cached, WINDOW, limits=Limits(timeout_s=0.02))
     first = hasty.fill(table, source, workers=1)
-    assert ({key: reason for key, (reason, _) in first.rejected.items()}, first.postponed) == ({"o0": "decode_timeout"}, {})
+    assert ({key: reason for key, (reason, _) in first.rejected.items()}, first.postponed) == (
+        {"o0": "decode_timeout"},
+        {},
+    )
     again = ClipCache(cached, WINDOW).fill(table, source, workers=1)
     assert (again.reused, again.rejected) == (1, first.rejected)
 
@@ -137,6 +140,27 @@ def test_an_object_may_come_for_several_lists_of_frames_by_several_workers(clips
     np.testing.assert_array_equal(found.read(np.array([1]))[0], np.stack([expected[3]] * WINDOW.num_frames))
 
 
+@pytest.mark.usefixtures("ray_here")
+def test_frames_that_only_fill_a_clip_up_are_not_stored(clips: Path, tmp_path: Path) -> None:
+    table, source, cache = keys(clips).slice(0, 3), Storage(str(clips)), ClipCache(Storage(str(tmp_path)), WINDOW)
+    lists = [[3], [2, 9, 30], [0, 1]]
+    cache.fill(table.append_column("frames", pa.array(lists, pa.list_(pa.int32()))), source, workers=1)
+    stored = [len(value) for batch in cache.shards() for value in batch.column("input").to_pylist()]
+    assert sorted(stored) == [24 * 24, 2 * 24 * 24, 3 * 24 * 24]
+    found = cache.open(table["object_id"].to_pylist(), table["etag"].to_pylist(), lists)
+    with ClipReader([WINDOW]) as reader:
+        seen = [
+            reader.read(source.open(uri), frames).inputs["w"]
+            for uri, frames in zip(table["uri"].to_pylist(), lists, strict=True)
+        ]
+    np.testing.assert_array_equal(found.read(np.arange(3)), seen)
+    places = np.array([[0, WINDOW.num_frames - 1], [1, 2], [0, 3]])
+    np.testing.assert_array_equal(
+        found.read(np.arange(3), places), [clip[p] for clip, p in zip(seen, places, strict=True)]
+    )
+    np.testing.assert_array_equal(found.frame(0, 3), seen[0][3])
+
+
 def test_what_changes_an_input_has_a_folder_of_its_own(tmp_path: Path) -> None:
     place = Storage(str(tmp_path))
     same = ClipCache(place, replace(WINDOW)).folder.uri
@@ -147,4 +171,7 @@ def test_what_changes_an_input_has_a_folder_of_its_own(tmp_path: Path) -> None:
     }
     assert len(folders | {same}) == 6
     assert entry_name("a", "1") != entry_name("a", "2") != entry_name("b", "2")
-    assert len({entry_name("a", "1"), entry_name("a", "1", ()), entry_name("a", "1", (1, 2)), entry_name("a", "1", (12,))}) == 4
+    assert (
+        len({entry_name("a", "1"), entry_name("a", "1", ()), entry_name("a", "1", (1, 2)), entry_name("a", "1", (12,))})
+        == 4
+    )
