@@ -247,11 +247,13 @@ def _cache(place: Storage, folder: Storage, window: ClipWindow, assume_fps: floa
 class CachedClips:
     """Chosen entries of a cache, read in any order from mapped memory (`loop.Clips`)."""
 
+    num_frames: int
+    """T."""
     frames: list[NDArray[np.int64]]
     """Of each clip the file's frames that its input shows, T of them or fewer: the rest fills it up."""
 
     def __init__(self, cache: ClipCache, entries: Sequence[str]) -> None:
-        self._num_frames, self._size = cache.window.num_frames, cache.window.size
+        self.num_frames, self._size = cache.window.num_frames, cache.window.size
         self._shards: list[NDArray[np.uint8]] = []
         wanted = {entry: position for position, entry in enumerate(entries)}
         if len(wanted) < len(entries):
@@ -276,10 +278,14 @@ class CachedClips:
     def __len__(self) -> int:
         return len(self._where)
 
+    def num_shown(self, rows_B: NDArray[np.intp]) -> int:
+        """Frames that show one of these clips, at most; what comes after them repeats the last."""
+        return max(len(self.frames[row]) for row in rows_B.tolist())
+
     def read(self, rows_B: NDArray[np.intp], places_BT: NDArray[np.integer] | None = None) -> NDArray[np.uint8]:
         """The inputs of these rows, (B, T, H, W): all of their frames, or of each those at its places."""
         if places_BT is None:
-            places_BT = np.tile(np.arange(self._num_frames), (len(rows_B), 1))
+            places_BT = np.tile(np.arange(self.num_frames), (len(rows_B), 1))
         out = np.empty((*places_BT.shape, self._size, self._size), np.uint8)
         for i, row in enumerate(rows_B.tolist()):
             for t, place in enumerate(places_BT[i].tolist()):

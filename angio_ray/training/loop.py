@@ -68,6 +68,13 @@ class FitError(ValueError):
 class Readable(Protocol):
     """Model inputs that can be read in any order, also from another thread."""
 
+    @property
+    def num_frames(self) -> int:
+        """T."""
+
+    def num_shown(self, rows_B: NDArray[np.intp]) -> int:
+        """Of their frames the first so many show these clips; the rest, if there is one, repeats the last."""
+
     def read(self, rows_B: NDArray[np.intp], places_BT: NDArray[np.integer] | None = None) -> NDArray[np.uint8]:
         """The inputs of these rows, (B, T, H, W): all of their frames, or of each those at its places."""
 
@@ -84,6 +91,15 @@ class InMemory:
     """Inputs held as one array."""
 
     clips_NTHW: NDArray[np.uint8]
+
+    @property
+    def num_frames(self) -> int:
+        """T."""
+        return self.clips_NTHW.shape[1]
+
+    def num_shown(self, rows_B: NDArray[np.intp]) -> int:
+        """All of them, for all that is known."""
+        return self.num_frames
 
     def read(self, rows_B: NDArray[np.intp], places_BT: NDArray[np.integer] | None = None) -> NDArray[np.uint8]:
         """The inputs of these rows, (B, T, H, W)."""
@@ -265,14 +281,12 @@ def predict(
 
     The processes share the work, all get the whole.
     """
-    place = place or Place()
-    classifier.eval()
-    mine = _share(np.arange(num_clips), place)
-    found = []
-    for x in _read_ahead(clips, _batches_of(mine, _at_once(classifier, _PREDICTED_AT_ONCE))):
-        probability = torch.softmax(classifier.logits(x.to(place.device)).float(), dim=-1)
-        found.append((probability if _per_frame(classifier) else probability[:, -1]).cpu().numpy())
-    return np.asarray(_gathered(found, place), np.float32)
+
+    def probability(x_BTHW: Tensor) -> Tensor:
+        p = torch.softmax(classifier.logits(x_BTHW).float(), dim=-1)
+        return p if _per_frame(classifier) else p[:, -1]
+
+    return _said(classifier, clips, num_clips, place or Place(), _at_once(classifier, _PREDICTED_AT_ONCE), probability)
 
 
 @torch.no_grad()
@@ -281,11 +295,28 @@ def predict_places(
 ) -> NDArray[np.float32]:
     """All that nets with maps, or of regions, say, (N, T, K + h * w + D * 5), or (N, K + 5 + 5 * P * P), for `taken_apart` of the
     modules `stenosis` or `calcium`."""
-    place = place or Place()
+    return _said(classifier, clips, num_clips, place or Place(), _WHOLE_CLIPS_AT_ONCE, classifier)
+
+
+def _said(
+    classifier: ClipClassifier,
+    clips: Readable,
+    num_clips: int,
+    place: Place,
+    at_once: int,
+    answer: Callable[[Tensor], Tensor],
+) -> NDArray[np.float32]:
+    """The answers to all clips, (N, ...), on every process. Nets that see each frame by itself are asked once for each."""
     classifier.eval()
+    parts = _batches_of(_share(np.arange(num_clips), place), at_once)
+    alone = classifier.layout == "BCTHW-maps"
+    places = [np.tile(np.arange(clips.num_shown(rows)), (len(rows), 1)) if alone else None for rows in parts]
     found = []
-    for x in _read_ahead(clips, _batches_of(_share(np.arange(num_clips), place), _WHOLE_CLIPS_AT_ONCE)):
-        found.append(classifier(x.to(place.device)).float().cpu().numpy())
+    for x in _read_ahead(clips, parts, places=places):
+        said = answer(x.to(place.device)).float().cpu().numpy()
+        if alone:
+            said = np.pad(said, ((0, 0), (0, clips.num_frames - said.shape[1]), (0, 0)), mode="edge")
+        found.append(said)
     return np.asarray(_gathered(found, place), np.float32)
 
 
@@ -933,8 +964,17 @@ class _Thinned:
     clips: Clips
     stage: Stage
 
+    @property
+    def num_frames(self) -> int:
+        return min(self.stage.frames, self.clips.num_frames)
+
+    def num_shown(self, rows_B: NDArray[np.intp]) -> int:
+        return self.num_frames
+
     def read(self, rows_B: NDArray[np.intp], places_BT: NDArray[np.integer] | None = None) -> Any:
-        clips = torch.from_numpy(self.clips.read(rows_B, places_BT))
+        evenly_T = _evenly(self.clips.num_frames, self.num_frames)
+        of_clips_BT = np.tile(evenly_T, (len(rows_B), 1)) if places_BT is None else evenly_T[places_BT]
+        clips = torch.from_numpy(self.clips.read(rows_B, of_clips_BT))
         return thinned(clips, clips.shape[-1] if self.stage.cut else self.stage.size, self.stage.frames).numpy()
 
 

@@ -113,10 +113,7 @@ def test_a_clip_that_runs_out_of_time_each_time_is_left_out_for_good(tmp_path: P
     table, source = keys(slow), Storage(str(slow))
     hasty = ClipCache(cached, WINDOW, limits=Limits(timeout_s=0.02))
     first = hasty.fill(table, source, workers=1)
-    assert ({key: reason for key, (reason, _) in first.rejected.items()}, first.postponed) == (
-        {"o0": "decode_timeout"},
-        {},
-    )
+    assert ({key: reason for key, (reason, _) in first.rejected.items()}, first.postponed) == ({"o0": "decode_timeout"}, {})
     again = ClipCache(cached, WINDOW).fill(table, source, workers=1)
     assert (again.reused, again.rejected) == (1, first.rejected)
 
@@ -171,7 +168,4 @@ def test_what_changes_an_input_has_a_folder_of_its_own(tmp_path: Path) -> None:
     }
     assert len(folders | {same}) == 6
     assert entry_name("a", "1") != entry_name("a", "2") != entry_name("b", "2")
-    assert (
-        len({entry_name("a", "1"), entry_name("a", "1", ()), entry_name("a", "1", (1, 2)), entry_name("a", "1", (12,))})
-        == 4
-    )
+    assert len({entry_name("a", "1"), entry_name("a", "1", ()), entry_name("a", "1", (1, 2)), entry_name("a", "1", (12,))}) == 4

@@ -360,6 +360,30 @@ def test_maps_that_learnt_from_squares_say_how_many_frames_are_narrowed() -> Non
     assert float(p_F.mean()) == pytest.approx(share, abs=0.03)
 
 
+def test_what_only_fills_a_clip_up_is_not_looked_at_and_has_the_answer_of_the_last_frame() -> None:
+    seen: list[tuple[int, ...]] = []
+
+    class Filled(InMemory):
+        def num_shown(self, rows_B: Any) -> int:
+            return max(1 + row % 2 for row in rows_B.tolist())
+
+        def read(self, rows_B: Any, places_BT: Any = None) -> Any:
+            found = super().read(rows_B, places_BT)
+            seen.append(found.shape[:2])
+            return found
+
+    frames_NTHW = spots(6).clips.read(np.arange(6))
+    for row, frames in enumerate(frames_NTHW):
+        frames[1 + row % 2 :] = frames[row % 2]  # one or two of three
+    torch.manual_seed(0)
+    classifier = ClipClassifier(NETS["stenosis_s"])
+    whole = predict(classifier, InMemory(frames_NTHW), 6, ONE)
+    found = predict(classifier, Filled(frames_NTHW), 6, ONE)
+    assert seen == [(2, 2)] * 3
+    np.testing.assert_allclose(found, whole, atol=1e-5)
+    np.testing.assert_allclose(predict_places(classifier, Filled(frames_NTHW), 6, ONE)[..., :2], whole, atol=1e-5)
+
+
 def test_the_rate_falls_as_a_cosine_from_step_to_step() -> None:
     recipe = replace(find_recipe("smoke", "stenosis_s"), stages=parse_stages("64x2x4,96x2x1"), cosine=True, learning_rate=1.0)
     made = loop._Loop("stenosis_s", spots(8), spots(4), recipe, 1, ONE, None)
