@@ -33,7 +33,7 @@ class FrameDetector(FrameMaps):
 
     def __init__(self, maps: FrameMaps, num_features: int, *, stride: int = 8, width: int = 32) -> None:
         """`maps`: whose features these are, with cells of `stride` px. `width`: channels of the pyramid."""
-        super().__init__(maps.features, num_features, maps.cells.out_channels + 1, vessels=maps.vessels)
+        super().__init__(maps.features, num_features, maps.cells.out_channels + 1, vessels=maps.vessels, twice=maps.twice)
         self.cells = maps.cells
         self._strides = [stride * 2**level for level in range(len(_SIDES))]
         self.coarser = nn.ModuleList(
@@ -62,13 +62,14 @@ class FrameDetector(FrameMaps):
     def raw(self, x_BCTHW: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Maps (B, T, K - 1, h, w), then of the N pictures logits (N, A, 1), coded boxes (N, A, 4), and the anchors (A, 4)."""
         num_frames, height, width = x_BCTHW.shape[2:]
-        features = self.features(x_BCTHW.transpose(1, 2).flatten(0, 1))
+        frames_NCHW = x_BCTHW.transpose(1, 2).flatten(0, 1)
+        features = self.features(frames_NCHW)
         levels = [features]
         for step in self.coarser:
             levels.append(step(levels[-1]))
         fine_to_coarse = list(self.pyramid(OrderedDict((str(i), level) for i, level in enumerate(levels))).values())
         found = self.head(fine_to_coarse)
-        maps = self.cells(features).unflatten(0, (-1, num_frames))
+        maps = self._maps(frames_NCHW, features).unflatten(0, (-1, num_frames))
         return maps, found["cls_logits"], found["bbox_regression"], self.anchors_of(height, width).to(features.device)
 
     def anchors_of(self, height: int, width: int) -> Tensor:

@@ -166,6 +166,21 @@ def test_frame_logits_are_pooled_from_the_maps() -> None:
     assert pooled(maps, "logsumexp")[0, 0, 1] == pytest.approx(10.0, abs=1e-3), "a maximum but for what the rest adds"
 
 
+@pytest.mark.parametrize("net", ["stenosis_s", "stenosis_fpn"])
+def test_a_frame_and_its_mirror_image_get_the_same_map_turned_over(net: str) -> None:
+    torch.manual_seed(0)
+    classifier = ClipClassifier(NETS[net]).eval()
+    x = torch.randint(0, 256, (1, 2, 128, 128), dtype=torch.uint8)
+
+    def maps(x_BTHW: torch.Tensor) -> torch.Tensor:
+        return classifier.raw(x_BTHW)[0] if classifier.num_boxes else classifier.maps(x_BTHW)
+
+    with torch.no_grad():
+        seen, mirrored = maps(x), maps(x.flip(-1))
+        assert torch.allclose(seen, mirrored.flip(-1), atol=1e-5)
+        assert not torch.allclose(classifier.net.cells(classifier.net.features(classifier._normalised(x)[:, :, 0])), seen[0, :1])
+
+
 def test_inception_with_its_mean_is_the_classifier_of_torchvision() -> None:
     torch.manual_seed(0)
     net = inception_v3(2).eval()
