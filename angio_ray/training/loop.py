@@ -298,6 +298,18 @@ def predict_places(
     return _said(classifier, clips, num_clips, place or Place(), _WHOLE_CLIPS_AT_ONCE, classifier)
 
 
+@torch.no_grad()
+def predict_patches(
+    classifier: ClipClassifier, clips: Readable, num_clips: int, place: Place | None = None
+) -> NDArray[np.float32]:
+    """Of nets of regions, the probability that each patch of a pair holds calcification, (N, 5)."""
+
+    def probability(x_B2HW: Tensor) -> Tensor:
+        return torch.sigmoid(classifier.verdicts(x_B2HW).float())
+
+    return _said(classifier, clips, num_clips, place or Place(), _WHOLE_CLIPS_AT_ONCE, probability)
+
+
 def _said(
     classifier: ClipClassifier,
     clips: Readable,

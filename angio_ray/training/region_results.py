@@ -19,7 +19,9 @@ import torch
 from numpy.typing import NDArray
 
 from angio_ray.evaluation.regions import FIGURES, RegionFigures, compare_regions, presence, summarised
+from angio_ray.evaluation.thresholds import Rule, choose_threshold
 from angio_ray.models.calcium import final_region, taken_apart
+from angio_ray.training.paired_frames import mask_of
 from angio_ray.training.regions import holds_calcification, kernel_at, target_region
 from angio_ray.training.stenosis_results import stated_rows
 
@@ -70,6 +72,17 @@ def clip_regions(
         region_mm2=None if pixel_mm is None else float(regions[_REPORTED].sum() * pixel_mm[0] * pixel_mm[1]),
         target_mm2=None if pixel_mm is None else float(target.sum() * pixel_mm[0] * pixel_mm[1]),
     )
+
+
+def choose_patch_threshold(
+    verdict_N5: NDArray[np.float32], outlines: Sequence[bytes], *, size: int, rule: Rule, at_least: float | None
+) -> float:
+    """The operating threshold of these (validation) pairs: of their patches, since each patch is called, or cleared, by itself.
+
+    outlines: calcification in the first frames, as PNG; size: of the net's frames, px. ValueError as `choose_threshold`.
+    """
+    holds_N5 = [holds_calcification(torch.from_numpy(mask_of(png, size))[None], size).numpy() for png in outlines]
+    return choose_threshold(np.concatenate(holds_N5), verdict_N5.flatten(), rule=rule, at_least=at_least).threshold
 
 
 def region_figures(clips: Sequence[ClipRegions], patients: Sequence[str]) -> dict[str, float | None]:

@@ -147,6 +147,8 @@ class Outcome:
     """Of nets with maps: what they show on the frames of test clips that boxes were marked on."""
     test_regions: tuple[ClipRegions, ...] = ()
     """Of nets of regions: those of the test clips' pairs, compared with their outlines."""
+    patch_threshold: float | None = None
+    """Of these, the threshold that the regions follow from, chosen by patches; None where they do not allow it."""
     epochs: tuple[Epoch, ...]
     best_epoch: int
 
@@ -250,6 +252,8 @@ def _verdict(experiment: Experiment, fold: Fold, outcome: Outcome) -> _Verdict:
         rows = with_artery(fold.validation, experiment.clips).append_column("probability", pa.array(validation_N))
         threshold, level = choose_study_threshold(rows, experiment.rule, experiment.at_least)
         rule = f"{rule} of {level}"
+    elif outcome.patch_threshold is not None:
+        threshold, rule = outcome.patch_threshold, f"{rule} of patches"
     else:
         threshold = choose_threshold(
             _target(fold.validation), validation_N, rule=experiment.rule, at_least=experiment.at_least
