@@ -18,10 +18,12 @@ Shapes: B pairs, H x W pixels, D found boxes of a pair, S islands of its target 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from monai.networks.nets import BasicUNet
 from torch import Tensor, nn
 from torchvision.models import resnet18
@@ -106,7 +108,7 @@ def unet(width: int = 16) -> Segmenter:
 
 
 def transunet(*, layers: int = 4, size: int = 256) -> Segmenter:
-    """A small TransUNet for pictures of `size` px, a multiple of 16."""
+    """A small TransUNet whose places are those of pictures of `size` px; others' sides are multiples of 16, too."""
     return Segmenter(_TransUNet(layers, size))
 
 
@@ -194,9 +196,17 @@ class _TransUNet(nn.Module):
         quarter = self.stages[0](self.pool(stem))
         eighth = self.stages[1](quarter)
         cells = self.stages[2](eighth)  # 1/16
-        tokens = self.transformer(cells.flatten(2).transpose(1, 2) + self.places)
+        tokens = self.transformer(cells.flatten(2).transpose(1, 2) + self._places_of(cells))
         x = tokens.transpose(1, 2).unflatten(2, cells.shape[-2:])
         for step, skip in zip(self.ups, (eighth, quarter, stem, None), strict=True):
             x = step(x, skip)
         logits: Tensor = self.roi(x)
         return logits
+
+    def _places_of(self, cells_BChw: Tensor) -> Tensor:
+        """The learnt places, or those of a smaller or larger picture between them."""
+        shape, side = cells_BChw.shape[-2:], math.isqrt(self.places.shape[1])
+        if shape == (side, side):
+            return self.places
+        grid = self.places.transpose(1, 2).unflatten(2, (side, side))
+        return F.interpolate(grid, shape, mode="bilinear", align_corners=False).flatten(2).transpose(1, 2)

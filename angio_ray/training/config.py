@@ -180,8 +180,6 @@ class TrainConfig:
         for stage in recipe.stages:
             if NETS[self.net].layout == "B2HW-regions" and (stage.frames != 2 or stage.size % 64):
                 raise ConfigError(f"stage {stage}: {self.net} sees 2 frames, of a multiple of 64 px")
-            if self.net == "transunet" and stage.size != window.size:
-                raise ConfigError(f"stage {stage}: {self.net} sees frames of {window.size} px")
             if self.net.startswith("stenosis_") and stage.size % 8:
                 raise ConfigError(f"stage {stage}: {self.net} sees frames of a multiple of 8 px")
             if stage.size > window.size or stage.frames > window.num_frames:

@@ -452,14 +452,13 @@ def _regions(size: int, epochs: int, region_epochs: int, **changes: Any) -> Reci
     )  # fmt: skip
 
 
-def _pair_squares(epochs: int, region_epochs: int) -> Recipe:
-    """Squares cut from pairs of frames, for the classifier first and then for regions."""
+def _pair_squares(epochs: int, region_epochs: int, size: int = 128, **changes: Any) -> Recipe:
+    """Squares cut from pairs of frames, for the classifier first, where there is one, and then for regions."""
+    first = (Stage(size=size, frames=2, epochs=epochs, cut=True),) if epochs else ()
+    options: dict[str, Any] = {"batch_size": 64, "micro_batch": 64, "passes": 8, "box_weight": 1.0}
     return Recipe(
-        stages=(
-            Stage(size=128, frames=2, epochs=epochs, cut=True),
-            Stage(size=128, frames=2, epochs=region_epochs, cut=True, regions=True),
-        ),
-        batch_size=64, micro_batch=64, passes=8, cosine=True, box_weight=1.0, settle_clips=0, keep="last", augment=_ANY_WAY,
+        stages=(*first, Stage(size=size, frames=2, epochs=region_epochs, cut=True, regions=True)),
+        cosine=True, settle_clips=0, keep="last", augment=_ANY_WAY, **(options | changes),
     )  # fmt: skip
 
 
@@ -504,8 +503,8 @@ RECIPES: dict[str, dict[str, Recipe]] = {
     }
     | {f"inception_v3{suffix}": _frames((299, 2, 8), learning_rate=3e-4) for suffix in _CATEGORIES}
     | {net: _pair_squares(8, 6) for net in _DOUBLE_HEADS}
-    | {net: _regions(512, 0, 14) for net in _SEGMENTERS}
-    | {net: _regions(512, 0, 14, region_rate=3e-4) for net in _DETECTORS},
+    | {net: _pair_squares(0, 14) for net in _SEGMENTERS}
+    | {net: _pair_squares(0, 14, 256, batch_size=16, micro_batch=8, passes=2, region_rate=3e-4) for net in _DETECTORS},
     "smoke": {
         net: _short((32, 4, 1), batch_size=4, settle_clips=8)
         for net in ("r18_2d", "r152_2d", "r18_3d", "r152_3d", "x3d_s")
@@ -518,7 +517,7 @@ RECIPES: dict[str, dict[str, Recipe]] = {
     | {f"stenosis_fpn{suffix}": _frames((128, 2, 1), settle_clips=0, box_weight=1.0, keep="last") for suffix in _CATEGORIES}
     | {f"inception_v3{suffix}": _frames((96, 2, 1), settle_clips=4) for suffix in _CATEGORIES}
     | {net: _regions(128, 1, 1, box_weight=1.0) for net in _DOUBLE_HEADS}
-    | {net: _regions(128 if net == "unet" else 512, 0, 1) for net in _REGION_NETS},
+    | {net: _regions(128 if net in _SEGMENTERS else 512, 0, 1) for net in _REGION_NETS},
 }
 """Recipe name -> net -> recipe."""
 

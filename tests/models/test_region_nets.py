@@ -36,6 +36,17 @@ def test_every_net_gives_a_map_of_logits_and_looks_at_both_frames(name: str) -> 
             assert not torch.equal(made(other), logits)
 
 
+def test_transunet_takes_pictures_of_other_sizes() -> None:
+    made = small("transunet").eval()
+    with torch.inference_mode():
+        assert made(torch.randint(0, 256, (1, 2, 128, 96), dtype=torch.uint8)).shape == (1, 1, 128, 96)
+        places = made.net.places  # type: ignore[union-attr]
+        torch.testing.assert_close(made.net._places_of(torch.zeros(1, 256, 4, 4)), places)  # type: ignore[union-attr,operator]
+        larger = made.net._places_of(torch.zeros(1, 256, 8, 8))  # type: ignore[union-attr,operator]
+        assert larger.shape == (1, 64, 256)
+        torch.testing.assert_close(larger.mean(), places.mean(), atol=1e-3, rtol=0)
+
+
 @pytest.mark.parametrize(("name", "params_m"), [("unet", 1.95), ("transunet", 6.77), ("mask_rcnn", 30.91), ("fcos", 19.10)])
 def test_parameters_are_those_of_the_docstring(name: str, params_m: float) -> None:
     with torch.device("meta"):

@@ -298,6 +298,23 @@ def test_detectors_learn_by_their_own_losses(net: str, monkeypatch: pytest.Monke
         fit(net, outlined(4), outlined(2, seed=1), replace(recipe, stages=parse_stages("128x2x1,roi128x2x1")), place=ONE)
 
 
+@pytest.mark.parametrize(("net", "small"), [("unet", {"width": 4}), ("transunet", {"layers": 1}), ("fcos", {"size": 64})])
+def test_nets_without_a_classifier_learn_regions_from_the_same_squares(
+    net: str, small: dict[str, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    window = ClipWindow(name="pair_128px", size=128, start=0, length=2, stride=1)
+    build = partial(region_nets.RegionOnly, region_nets.NETS[net](**small))
+    monkeypatch.setitem(NETS, net, replace(NETS[net], window=window, build=build))
+    recipe = replace(
+        find_recipe("short", net), stages=parse_stages("cutroi64x2x4"), batch_size=8, micro_batch=8, region_rate=3e-3
+    )
+    fitted = fit(net, outlined(8), outlined(4, seed=1), recipe, seed=1, place=ONE)
+    losses = [epoch.loss for epoch in fitted.epochs]
+    assert np.isfinite(losses).all()
+    assert losses[-1] < losses[0]
+    assert all(epoch.steps == round(8 * recipe.passes * 2 / 8) for epoch in fitted.epochs)
+
+
 @pytest.mark.parametrize("cut", [False, True])
 def test_a_classifier_of_patches_is_learnt_and_then_left_alone_while_its_regions_are(
     cut: bool, monkeypatch: pytest.MonkeyPatch
