@@ -390,7 +390,8 @@ class _Loop:
         if self.regions:
             size = NETS[net].window.size
             self.outlines, self.watched = (Outlines(part.outlines, size) for part in (train, validation))
-            self.patch_weight = self.outlines.rarity()
+            whole = any(not stage.cut and not stage.regions for stage in recipe.stages)
+            self.patch_weight = self.outlines.rarity() if whole else 1.0
         self.squares: Squares | None = None
         self.pair_squares: PairSquares | None = None
         if any(stage.cut for stage in recipe.stages):
@@ -403,8 +404,7 @@ class _Loop:
         drawn = getattr(self.classifier.net, "vessels", None) is not None and not self.classifier.num_boxes
         try:
             if self.regions:
-                outlines = [self.outlines[row] for row in range(len(self.outlines))]
-                self.pair_squares = PairSquares(self.train.clips, outlines, self.recipe.augment)
+                self.pair_squares = PairSquares(self.train.clips, self.outlines, self.recipe.augment)
                 return
             self.squares = Squares(
                 self.train.clips,

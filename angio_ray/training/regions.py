@@ -3,17 +3,17 @@
     calcification mask -> target_region -> signed_distance -> region_loss
 
 The boundary loss is Kervadec's and others (2021): the mean of probability times signed distance to the target's boundary. The
-calcification paper trains by it alone (`boundary_weight=1`); Kervadec combines it with a regional loss, whose weight falls from
-epoch to epoch (`rebalanced`), since alone it is near its least already where nothing is called: outside pixels are many and far,
-inside ones few and near. Tried on noisy discs, the boundary loss alone found those of a fifth of the picture, if later than with
-Dice beside it, and those of a hundredth only unsteadily; with Dice both were found. The paper's decoder, too, found next to
-nothing without dilation. Knows no nets, clips or loops.
+calcification paper trains by it alone (`boundary_weight=1`); Kervadec combines it with a regional loss, since alone it is near
+its least already where nothing is called: outside pixels are many and far, inside ones few and near. Tried on noisy discs, the
+boundary loss alone found those of a fifth of the picture, if later than with Dice beside it, and those of a hundredth only
+unsteadily; with Dice both were found. The paper's decoder, too, found next to nothing without dilation. Knows no nets, clips or
+loops.
 Shapes: B patches, H x W pixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import cv2
 import numpy as np
@@ -91,13 +91,16 @@ class Outlines:
     def __len__(self) -> int:
         return len(self._bits)
 
+    def __iter__(self) -> Iterator[NDArray[np.bool_]]:
+        return (self[row] for row in range(len(self)))
+
     def __getitem__(self, row: int) -> NDArray[np.bool_]:
         """One of them, (H, W)."""
         return np.unpackbits(self._bits[row]).reshape(self.size, self.size).astype(np.bool_)
 
     def rarity(self) -> float:
         """Patches without calcification to one that holds some, 1 to 20: how much more the latter count."""
-        holds = torch.cat([holds_calcification(self.read(np.array([i]), self.size), self.size) for i in range(len(self._bits))])
+        holds = torch.cat([holds_calcification(torch.from_numpy(outline_HW)[None], self.size) for outline_HW in self])
         return float(np.clip((~holds).sum() / max(1, int(holds.sum())), 1, 20))
 
 
@@ -147,7 +150,3 @@ def region_loss(logits_B1HW: Tensor, target_B1HW: Tensor, distance_B1HW: Tensor,
         loss = loss + (1 - boundary_weight) * _DICE(logits_B1HW, target_B1HW)
     return loss
 
-
-def rebalanced(epoch: int, num_epochs: int) -> float:
-    """Kervadec's "rebalance" of `boundary_weight`: from 0.01 at epoch 0 evenly up to 0.99 at the last."""
-    return 0.01 + 0.98 * epoch / max(1, num_epochs - 1)

@@ -13,7 +13,7 @@ Shapes: N squares, S x S pixels of a square, H x W pixels of a frame, T frames o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -160,11 +160,12 @@ class Squares:
 class PairSquares:
     """All that squares of pairs of frames can be cut from."""
 
-    def __init__(self, clips: Frames, outlines: Sequence[NDArray[np.bool_]], augment: AugmentConfig) -> None:
+    def __init__(self, clips: Frames, outlines: Iterable[NDArray[np.bool_]], augment: AugmentConfig) -> None:
         """`outlines`: of each pair the calcification in its first frame, (H, W). ValueError where none shows any."""
-        self._clips, self._augment, self._num = clips, augment, len(outlines)
+        self._clips, self._augment, self._num = clips, augment, 0
         self._marked: list[tuple[int, NDArray[np.float64]]] = []
         for row, outline_HW in enumerate(outlines):
+            self._num += 1
             if len(places := np.argwhere(outline_HW)[:, ::-1]):
                 some = places[np.linspace(0, len(places) - 1, min(len(places), _PLACES)).astype(int)]
                 self._marked.append((row, (some + 0.5) / np.array(outline_HW.shape[::-1])))
