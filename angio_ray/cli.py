@@ -582,7 +582,8 @@ def explain(
     run:
         Whose score. Default: the newest finished run that was asked for the task and has the clip.
     task:
-        quality, artery or stenosis (the candidate frames, with the model's map and boxes).
+        quality, artery, stenosis (the candidate frames, with the model's map and boxes) or calcium (the pair of frames, with the
+        heat of the verdict and the region).
     bundles:
         Folder in which the bundle that scored is looked for. Default: TABLES.training.
     """
