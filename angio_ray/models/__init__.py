@@ -18,7 +18,7 @@ from __future__ import annotations
 from angio_ray.models import artery, calcium, contrast, quality, stenosis
 from angio_ray.models.interface import NetSpec, PaperFigures, Scorer, TaskSpec
 
-NETS: dict[str, NetSpec] = {**quality.NETS, **contrast.NETS, **stenosis.NETS, **calcium.NETS}
+NETS: dict[str, NetSpec] = {**quality.NETS, **artery.NETS, **contrast.NETS, **stenosis.NETS, **calcium.NETS}
 """Architectures by the name that bundles use."""
 
 TASKS: dict[str, TaskSpec] = {

@@ -105,12 +105,12 @@ def stenosis_s(classes: int, width: int = 32) -> FrameMaps:
         nn.Conv2d(32, width, 3, padding=1, bias=False),
         nn.BatchNorm2d(width),
         nn.ReLU(),
-        _Residual(width),
-        _Residual(width),
-        _halved(width, 2 * width, 3),
-        _Residual(2 * width),
-        _Residual(2 * width),
-        _Residual(2 * width, 2),
+        Residual(width),
+        Residual(width),
+        halved(width, 2 * width, 3),
+        Residual(2 * width),
+        Residual(2 * width),
+        Residual(2 * width, 2),
     )
     return FrameMaps(features, 2 * width, classes, bias=-3.0, vessels=nn.Conv2d(2 * width, 1 + 8**2, 1), twice=True)
 
@@ -137,7 +137,9 @@ class _Unflattened(nn.Module):
         return flat.unflatten(1, (2048, side, side))
 
 
-class _Residual(nn.Module):
+class Residual(nn.Module):
+    """Two convolutions of 3 px beside a shortcut."""
+
     def __init__(self, channels: int, dilation: int = 1) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(channels, channels, 3, padding=dilation, dilation=dilation, bias=False)
@@ -147,11 +149,13 @@ class _Residual(nn.Module):
         nn.init.zeros_(self.bn2.weight)  # it begins as its shortcut
 
     def forward(self, x: Tensor) -> Tensor:
+        """(N, C, H, W) -> the same shape."""
         y = F.relu(self.bn1(self.conv1(x)))
         return F.relu(x + self.bn2(self.conv2(y)))
 
 
-def _halved(before: int, after: int, kernel: int) -> nn.Sequential:
+def halved(before: int, after: int, kernel: int) -> nn.Sequential:
+    """A convolution down to half the size."""
     return nn.Sequential(
         nn.Conv2d(before, after, kernel, stride=2, padding=kernel // 2, bias=False), nn.BatchNorm2d(after), nn.ReLU()
     )

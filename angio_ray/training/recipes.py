@@ -475,6 +475,7 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         "r18_3d": _paper(160, 16, 1e-4, 1e-3, 32),
         "r152_3d": _paper(160, 16, 1e-4, 1e-3, 32),
         "x3d_s": _paper(160, 16, 1e-4, 1e-4, 64),
+        "projection_2d": _paper(112, 200, 1e-4, 1e-4, 64),
         "frames_lstm": _stenosis_paper(112, 200, 4e-5),
         "inception_lstm": _stenosis_paper(299, 200, 4e-5),
     }
@@ -488,6 +489,10 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         "r18_3d": _short_resnet((64, 8, 18), learning_rate=1e-3),
         "r152_3d": _short_resnet((48, 4, 6), learning_rate=3e-4),
         "x3d_s": _short((80, 4, 12), (112, 8, 6), (160, 16, 2)),
+        "projection_2d": _short(
+            (112, 50, 24), batch_size=32, micro_batch=32, learning_rate=2e-3, cosine=True, dropout=None, settle_clips=0,
+            augment=AugmentConfig().scaled(0.7),
+        ),
         "frames_lstm": _whole_clips(
             (56, 200, 3), (112, 200, 9), batch_size=16, micro_batch=4, learning_rate=5e-3, step_epochs=4, settle_clips=0,
             augment=AugmentConfig().scaled(0.5),
@@ -507,7 +512,7 @@ RECIPES: dict[str, dict[str, Recipe]] = {
     | {net: _pair_squares(0, 14, 256, batch_size=16, micro_batch=8, passes=2, region_rate=3e-4) for net in _DETECTORS},
     "smoke": {
         net: _short((32, 4, 1), batch_size=4, settle_clips=8)
-        for net in ("r18_2d", "r152_2d", "r18_3d", "r152_3d", "x3d_s")
+        for net in ("r18_2d", "r152_2d", "r18_3d", "r152_3d", "x3d_s", "projection_2d")
     }
     | {
         "frames_lstm": _whole_clips((32, 200, 1), settle_clips=4),
