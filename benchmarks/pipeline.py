@@ -61,7 +61,7 @@ def measure(folder: Path, clips: int, also: int, naive: int) -> None:
     print(f"peak memory at {clips:,} clips: {show(peaks)}")
 
 
-def make_clips(folder: Path) -> list[Path]:
+def make_clips(folder: Path, **more) -> list[Path]:
     from angio_ray.phantom import generate
 
     generate(
@@ -73,6 +73,7 @@ def make_clips(folder: Path) -> list[Path]:
         frames=(FRAMES, FRAMES),
         fps=15,
         syntax="jpeg-lossless",
+        **more,
     )
     return sorted(folder.glob("*/*.dcm"))
 

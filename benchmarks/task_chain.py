@@ -1,10 +1,12 @@
-"""What the stenosis system costs: each of its nets bare, the chain of its scorers, and a whole run, on one machine in one go.
+"""What the stenosis or the calcification system costs: each of its nets bare, the chain of its scorers, and a whole run, on one
+machine in one go.
 
-    python benchmarks/stenosis.py [--bundles DIR] [--clips 400]
+    python benchmarks/task_chain.py stenosis|calcium [--bundles DIR] [--clips 400]
 
-Clips: 96 frames of 512 x 512 from the phantom, as in `pipeline.py`. Bare: the compiled net on inputs in memory. Chain: scorers
-as a scoring actor calls them, with the choice of the frames, the maps' boxes and the columns; its ratio says how much of its
-time is the nets' own. Run: `score --models quality,stenosis`, against what all cores would do in decoding and the chain alone.
+Clips: 96 frames of 512 x 512 from the phantom, as in `pipeline.py`; for calcium of its calcium protocol, with heartbeats before
+contrast. Bare: the compiled net on inputs in memory. Chain: scorers as a scoring actor calls them, with the choice of the frames,
+boxes or regions, and the columns; its ratio says how much of its time is the nets' own. Run: `score --models quality,TASK`,
+against what all cores would do in decoding and the chain alone.
 """
 
 from __future__ import annotations
@@ -18,29 +20,29 @@ from pathlib import Path
 import numpy as np
 from pipeline import FRAMES, SIZE, cpu_s, make_clips, timed
 
-TASKS_IN_ORDER = ("quality", "artery", "contrast", "stenosis")
 BATCH = 8
 PASSES = 6
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("task", choices=("stenosis", "calcium"))
     parser.add_argument("--bundles", type=Path, help="folder above the tasks' bundles; what it lacks ships")
     parser.add_argument("--clips", type=int, default=400, help="clips of the run; 0: no run")
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        measure(Path(folder), options.bundles, options.clips)
+        measure(Path(folder), options.task, options.bundles, options.clips)
 
 
-def measure(folder: Path, bundles_folder: Path | None, clips: int) -> None:
+def measure(folder: Path, last: str, bundles_folder: Path | None, clips: int) -> None:
     from angio_ray.models import TASKS
     from angio_ray.models.backends import choose_backend
     from angio_ray.models.bundles import SHIPPED, load_bundle
 
     cores = len(os.sched_getaffinity(0))
-    originals = make_clips(folder / "originals")
+    originals = make_clips(folder / "originals", **({"protocol": "calcium", "calcified": 1.0} if last == "calcium" else {}))
     bundles = {}
-    for task in TASKS_IN_ORDER:
+    for task in ("quality", *TASKS[last].needs, last):
         own = bundles_folder / task if bundles_folder else SHIPPED / task
         bundles[task] = load_bundle(own if own.exists() else SHIPPED / task)
     backend = choose_backend(list(bundles.values()), num_threads=cores, batch_size=BATCH)
@@ -48,14 +50,15 @@ def measure(folder: Path, bundles_folder: Path | None, clips: int) -> None:
     inputs, frames, headers, decode_ms = decoded(originals, [w for s in scorers.values() for w in s.windows])
 
     print(f"machine: {cores} cores, {os.uname().machine}; models on {backend}; batches of {BATCH} clips")
-    bare_ms, spent = {}, dict.fromkeys(TASKS_IN_ORDER, 0.0)
+    spent = dict.fromkeys(scorers, 0.0)
     for task, scorer in scorers.items():
         run, scorer._run = scorer._run, watched(scorer._run, task, spent)
-        x = stenosis_input(inputs, bundles[task], scorer) if task == "stenosis" else inputs[scorer.windows[0].name]
+        # of what the last window offers a task that chooses, as many frames as it looks at
+        x = np.ascontiguousarray(inputs[scorer.windows[-1].name][:, : bundles[task].window.num_frames])
         run(x)
-        bare_ms[task] = 1000 * min(timed(lambda run=run, x=x: run(x)) for _ in range(PASSES)) / len(x)
-        per_frame = f" ({bare_ms[task] / x.shape[1]:.1f} ms a frame)" if TASKS[task].named_frames else ""
-        print(f"  {task}, bare: {bare_ms[task]:.1f} ms a clip{per_frame}, {x.shape[1]} frames of {x.shape[2]} px")
+        bare_ms = 1000 * min(timed(lambda run=run, x=x: run(x)) for _ in range(PASSES)) / len(x)
+        per_frame = f" ({bare_ms / x.shape[1]:.1f} ms a frame)" if TASKS[task].named_frames else ""
+        print(f"  {task}, bare: {bare_ms:.1f} ms a clip{per_frame}, {x.shape[1]} frames of {x.shape[2]} px")
     chain(scorers, inputs, frames, headers)
     spent.update(dict.fromkeys(spent, 0.0))
     started = time.perf_counter()
@@ -65,10 +68,10 @@ def measure(folder: Path, bundles_folder: Path | None, clips: int) -> None:
     whole = time.perf_counter() - started
     chain_ms = 1000 * whole / (PASSES * len(headers))
     print(f"chain: {chain_ms:.1f} ms a clip; {sum(spent.values()) / whole:.2f} of it in the nets")
-    print(f"  stenosis found in its candidate frames: {scored} of {len(headers)} clips had some")
+    print(f"  {last} scored in {scored} of {len(headers)} clips")
     print(f"decode of all that they need, one core: {decode_ms:.1f} ms a clip of {FRAMES} frames of {SIZE} px")
     if clips:
-        rate = run_rate(folder, originals, clips, bundles_folder)
+        rate = run_rate(folder, last, originals, clips, bundles_folder)
         bound = 1000 * cores / (decode_ms + chain_ms * cores)
         print(f"run of {clips} clips: {rate:.1f} clips/s = {rate / bound:.2f} of the cores' {bound:.1f}")
 
@@ -106,13 +109,8 @@ def decoded(paths: list[Path], windows) -> tuple[dict, dict, list[dict], float]:
     return inputs, frames, headers, 1000 * spent / len(paths)
 
 
-def stenosis_input(inputs: dict, bundle, scorer) -> np.ndarray:
-    """As many frames as the candidates of a clip."""
-    return np.ascontiguousarray(inputs[scorer.windows[0].name][:, : bundle.window.num_frames])
-
-
 def chain(scorers: dict, inputs: dict, frames: dict, headers: list[dict]) -> int:
-    """All scorers one after the other; how many clips had candidate frames."""
+    """All scorers one after the other; how many clips the last one scored."""
     from angio_ray.models import TASKS
 
     known: list[dict] = [dict(header) for header in headers]
@@ -125,10 +123,10 @@ def chain(scorers: dict, inputs: dict, frames: dict, headers: list[dict]) -> int
         )
         for i, row in enumerate(known):
             row.update({name: values[i] for name, values in columns.items()}, **{f"{task}_status": "scored"})
-    return sum(reason is None for reason in columns["stenosis_reason"])
+    return sum(reason is None for reason in columns[f"{list(scorers)[-1]}_reason"])
 
 
-def run_rate(folder: Path, originals: list[Path], clips: int, bundles_folder: Path | None) -> float:
+def run_rate(folder: Path, task: str, originals: list[Path], clips: int, bundles_folder: Path | None) -> float:
     """Clips/s between the 20th and the 95th percentile of rows."""
     from deltalake import DeltaTable
 
@@ -139,7 +137,7 @@ def run_rate(folder: Path, originals: list[Path], clips: int, bundles_folder: Pa
     source.mkdir()
     for number in range(clips):
         os.link(originals[number % len(originals)], source / f"{number:06d}.dcm")
-    score(ScoreConfig(str(source), tables=str(tables), run="bench", models=("quality", "stenosis"), gate="off",
+    score(ScoreConfig(str(source), tables=str(tables), run="bench", models=("quality", task), gate="off",
                       bundles=bundles_folder, commit_interval_s=5.0))  # fmt: skip
     rows = DeltaTable(str(tables / "scores")).to_pyarrow_table(columns=["scored_at"])
     at = np.sort(np.array([t.timestamp() for t in rows["scored_at"].to_pylist()]))
