@@ -36,13 +36,17 @@ def cached_clips(folder: Path, net: str, count: int) -> CachedClips:
     window = NETS[net].window
     cache = ClipCache(Storage(str(folder)), window)
     frames = np.random.default_rng(0).integers(0, 256, (count, window.num_frames, window.size, window.size), np.uint8)
+    shown = list(range(window.num_frames))
     rows = [
-        {"entry": entry_name(str(i), "e"), "input": frames[i].tobytes(), "reason": None, "detail": None}
+        {"entry": entry_name(str(i), "e"), "input": frames[i].tobytes(), "frames": shown, "reason": None, "detail": None}
         for i in range(count)
     ]
     schema = pa.schema(
-        [("entry", pa.string()), ("input", pa.large_binary()), ("reason", pa.string()), ("detail", pa.string())]
-    )
+        [
+            ("entry", pa.string()), ("input", pa.large_binary()), ("frames", pa.list_(pa.int32())), ("reason", pa.string()),
+            ("detail", pa.string()),
+        ]
+    )  # fmt: skip
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, schema) as writer:
         writer.write_batch(pa.RecordBatch.from_pylist(rows, schema))

@@ -93,10 +93,10 @@ class LocalContrast(nn.Module):
 def stenosis_s(classes: int, width: int = 32) -> FrameMaps:
     """Squares of 4 x 4 px as channels, then convolutions of 3 px down to cells of 8 px that see some 200 px around.
 
-    0.9 GMAC a frame of 512 px, twice, since a frame is judged mirrored, too: of 802 phantom frames the AUC of either look was
-    0.77 and 0.79, that of both 0.79 (of 300 clips 0.79 and 0.82, and 0.83). With squares as channels nothing is lost before the
-    first convolution, at a third of the time of convolutions of 5 and 3 px that halve the picture twice. In training it may
-    have to draw the vessels and say their radius, too (`with_vessels`); what that is worth is not known yet
+    1.7 GMAC of convolutions a frame of 512 px, twice, since a frame is judged mirrored, too: of 802 phantom frames the AUC of
+    either look was 0.77 and 0.79, that of both 0.79 (of 300 clips 0.79 and 0.82, and 0.83). With squares as channels nothing is
+    lost before the first convolution, at a third of the time of convolutions of 5 and 3 px that halve the picture twice. In
+    training it may have to draw the vessels and say their radius, too (`with_vessels`); what that is worth is not known yet
     (docs/experiments.md).
     """
     features = nn.Sequential(

@@ -25,6 +25,7 @@ LAST_FEATURES: Mapping[str, str] = {
     "r18_3d": "layer4",
     "r152_3d": "layer4",
     "x3d_s": "blocks.4",
+    "projection_2d": "features",
 }
 """Net -> its last layer that still has places: what is before the pooling."""
 

@@ -262,15 +262,14 @@ class CachedClips:
         self.frames = [np.empty(0, np.int64)] * len(entries)
         for batch in cache.shards():
             inputs, frames = batch.column("input"), batch.column("frames")
-            valid = inputs.is_valid().to_pylist()
+            columns = (batch.column("entry").to_pylist(), inputs.is_valid().to_pylist(), frames.value_lengths().to_pylist())
             first = 0
-            for place, entry in enumerate(batch.column("entry").to_pylist()):
-                if valid[place]:
-                    shown = np.asarray(frames[place].as_py(), np.int64)
+            for place, (entry, valid, num_shown) in enumerate(zip(*columns, strict=True)):
+                if valid:
                     if entry in wanted:
                         self._where[wanted[entry]] = len(self._shards), first
-                        self.frames[wanted[entry]] = shown
-                    first += len(shown)
+                        self.frames[wanted[entry]] = np.asarray(frames[place].as_py(), np.int64)
+                    first += num_shown
             self._shards.append(_frames_of(inputs, self._size))
         if missing := int((self._where[:, 0] < 0).sum()):
             raise KeyError(f"{missing} of {len(entries)} clips are not in the cache")

@@ -19,8 +19,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 _STEPS = 60
+_PULL = 1e-4
+"""Of the scale towards 1: frames that a net tells apart without an error have no best one."""
 _SCALES = (0.05, 20.0)
-"""No scale beyond these: frames that a net does not tell apart, or tells apart without an error, have no best one."""
+"""No scale beyond these: of frames that a net does not tell apart the best is none at all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,27 +46,37 @@ def calibrate(log_odds_NKC: Tensor, target_N: Tensor, logits_of: Callable[[Tenso
     logits_of
         What makes logits (N, K) of such cells: the pool.
 
-    ValueError where the frames are of one class only.
+    ValueError where the frames lack a class: nothing would say how rare it is.
     """
-    if len(target_N.unique()) < 2:
-        raise ValueError("frames of one class only")
     cells = log_odds_NKC.float()
-    log_scale = torch.zeros((), requires_grad=True)
-    offset_K = torch.zeros(cells.shape[1], requires_grad=True)
-    optimizer = torch.optim.LBFGS([log_scale, offset_K], max_iter=_STEPS, line_search_fn="strong_wolfe")
+    if len(target_N.unique()) < cells.shape[1] + 1:
+        raise ValueError("the frames are not of all classes")
+    # around what the frames come to on average, or the first step, which is as long as that, may end where nothing leads back
+    middle_K = logits_of(cells)[:, 1:].mean(dim=0)
+    centred = cells - middle_K[:, None]
 
-    def scale() -> Tensor:
-        return log_scale.exp().clamp(*_SCALES)
+    def fitted(log_scale: Tensor, offset_K: Tensor) -> None:
+        """Change those of the two that may change."""
+        optimizer = torch.optim.LBFGS(
+            [value for value in (log_scale, offset_K) if value.requires_grad], max_iter=_STEPS, line_search_fn="strong_wolfe"
+        )
 
-    def loss() -> Tensor:
-        optimizer.zero_grad()
-        found = F.cross_entropy(logits_of(scale() * cells + offset_K[:, None]), target_N)
-        found.backward()
-        return found
+        def loss() -> Tensor:
+            optimizer.zero_grad()
+            logits = logits_of(log_scale.exp() * centred + offset_K[:, None])
+            found = F.cross_entropy(logits, target_N) + _PULL * log_scale**2
+            found.backward()
+            return found
 
-    with torch.enable_grad():
-        optimizer.step(loss)
-    return Calibration(scale().item(), tuple(offset_K.tolist()))
+        with torch.enable_grad():
+            optimizer.step(loss)
+
+    log_scale, offset_K = torch.zeros((), requires_grad=True), torch.zeros(cells.shape[1], requires_grad=True)
+    fitted(log_scale, offset_K)
+    scale = log_scale.detach().exp().clamp(*_SCALES)
+    if scale != log_scale.detach().exp():
+        fitted(scale.log(), offset_K)
+    return Calibration(scale.item(), tuple((offset_K.detach() - scale * middle_K).tolist()))
 
 
 @torch.no_grad()

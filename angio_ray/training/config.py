@@ -74,7 +74,7 @@ class TrainConfig:
     seed: int = 0
     """Of folds, initial weights, order and augmentation."""
     threshold: Literal["youden", "sensitivity", "specificity"] = "youden"
-    """Rule of the operating threshold, on validation only."""
+    """Rule of the operating threshold, on validation only: of stenosis by studies, of calcium by patches, else by clips."""
     at_least: float | None = None
     """Sensitivity or specificity that the rule asks for."""
     weights: Path | None = None

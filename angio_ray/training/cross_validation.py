@@ -79,7 +79,7 @@ from angio_ray.training.loop import Epoch, FitError, Part, Place, State, fit, pr
 from angio_ray.training.named_frames import NamedFrames, frames_without_contrast, marked_frames, named_frames
 from angio_ray.training.paired_frames import PairedFrames, mask_of, paired_frames
 from angio_ray.training.progress import Progress
-from angio_ray.training.region_results import ClipRegions, choose_patch_threshold, clip_regions
+from angio_ray.training.region_results import ClipRegions, choose_region_threshold, clip_regions
 from angio_ray.training.results import (
     Experiment,
     Outcome,
@@ -195,15 +195,15 @@ class _Clips:
         return Part(clips, self.target_N[[i for i, _ in rows]], outlines=tuple(pair.png for _, pair in rows))
 
     def found_regions(
-        self, part: Part, classifier: ClipClassifier, threshold: float | None, dilations: int, place: Place
+        self, part: Part, classifier: ClipClassifier, threshold: float, dilations: int, place: Place
     ) -> tuple[ClipRegions, ...]:
-        """What a net of regions makes of each clip's pair, against its outline. No threshold: one half."""
+        """What a net of regions makes of each clip's pair, against its outline."""
         if classifier.layout != "B2HW-regions":
             return ()
         size = classifier.window_size
         said_NX = predict_places(classifier, part.clips, len(part), place)
         return tuple(
-            clip_regions(said_X, mask_of(png, size), 0.5 if threshold is None else threshold, dilations, mm)
+            clip_regions(said_X, mask_of(png, size), threshold, dilations, mm)
             for said_X, png, mm in zip(said_NX, part.outlines, self.pixel_mm, strict=True)
         )
 
@@ -952,17 +952,16 @@ def _train_worker(given: dict[str, Any]) -> None:
             ray.get(given["board"].say.remote(job.fold, str(error)))
         return
     test, test_spans = job.test.part(job.cache)
-    validation_N = predict(fitted.classifier, validation.clips, len(validation), place)
     threshold = None
     if job.validation.pairs:
-        with suppress(ValueError):  # then the driver tries by clips, and says why not
-            threshold = choose_patch_threshold(
-                predict_patches(fitted.classifier, validation.clips, len(validation), place),
-                validation.outlines,
-                size=job.cache.window.size,
-                rule=job.rule,
-                at_least=job.at_least,
+        patches_N5 = predict_patches(fitted.classifier, validation.clips, len(validation), place)
+        validation_N = patches_N5.max(axis=1)
+        with suppress(ValueError):  # the driver will say why not
+            threshold = choose_region_threshold(
+                patches_N5, validation.outlines, size=job.cache.window.size, rule=job.rule, at_least=job.at_least
             )
+    else:
+        validation_N = predict(fitted.classifier, validation.clips, len(validation), place)
     outcome = Outcome(
         state_dict=fitted.state_dict,
         validation_N=validation_N,
@@ -970,8 +969,10 @@ def _train_worker(given: dict[str, Any]) -> None:
         validation_spans=validation_spans,
         test_spans=test_spans,
         test_boxes=job.test.found_boxes(fitted.classifier, job.cache, place),
-        test_regions=job.test.found_regions(test, fitted.classifier, threshold, job.recipe.dilations, place),
-        patch_threshold=threshold,
+        test_regions=job.test.found_regions(
+            test, fitted.classifier, threshold[0] if threshold else 0.5, job.recipe.dilations, place
+        ),
+        region_threshold=threshold,
         epochs=fitted.epochs,
         best_epoch=fitted.best_epoch,
     )
@@ -1013,7 +1014,7 @@ def _write_outcome(folder: Path, outcome: Outcome) -> None:
             [found.clip, found.frame, found.boxes_D5.tolist(), found.of_map_D5.tolist()] for found in outcome.test_boxes
         ],
         "test_regions": [asdict(found) for found in outcome.test_regions],
-        "patch_threshold": outcome.patch_threshold,
+        "region_threshold": outcome.region_threshold,
         "epochs": [asdict(epoch) for epoch in outcome.epochs],
         "best_epoch": outcome.best_epoch,
     }
@@ -1037,7 +1038,7 @@ def _read_outcome(folder: Path) -> Outcome | None:
             for clip, frame, *both in scores.get("test_boxes", ())
         ),
         test_regions=tuple(ClipRegions.from_dict(found) for found in scores.get("test_regions", ())),
-        patch_threshold=scores.get("patch_threshold"),
+        region_threshold=tuple(scores["region_threshold"]) if scores.get("region_threshold") else None,
         epochs=tuple(Epoch(**epoch) for epoch in scores["epochs"]),
         best_epoch=scores["best_epoch"],
     )

@@ -15,7 +15,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any, Protocol
 
@@ -899,18 +899,20 @@ class _Loop:
         rows = np.random.default_rng((self.seed, 0, 2)).permutation(len(target_NT))[:_CALIBRATED_BY]
         self.classifier.eval()
         mine = _batches_of(_share(rows, self.place), _WHOLE_CLIPS_AT_ONCE)
+        # what only fills a clip up has no class, so its answers are never looked at
+        places = [np.tile(np.arange(self.validation.clips.num_shown(part)), (len(part), 1)) for part in mine]
         maps = []
-        for x in _read_ahead(self.validation.clips, mine):
-            with self._autocast():
-                maps.append(self.classifier.maps(x.to(self.device)).flatten(3).half().cpu().numpy())
+        for x in _read_ahead(self.validation.clips, mine, places=places):
+            cells_BTKC = self.classifier.maps(x.to(self.device)).flatten(3).half().cpu().numpy()
+            missing = target_NT.shape[1] - cells_BTKC.shape[1]
+            maps.append(np.pad(cells_BTKC, ((0, 0), (0, missing), (0, 0), (0, 0)), mode="edge"))
         cells_NKC = torch.from_numpy(_gathered(maps, self.place)).flatten(0, 1)
         target_N = target_NT[rows].flatten()
         judged_N = target_N >= 0
-        if len(target_N[judged_N].unique()) < 2:
-            return  # nothing to judge by
         pool = self.classifier.pool
-        found = calibrate(cells_NKC[judged_N], target_N[judged_N], lambda cells: pooled_cells(cells, pool))
-        with_calibration(self.classifier.net.cells, found)  # type: ignore[arg-type]
+        with suppress(ValueError):  # validation lacks a class: nothing to judge by
+            found = calibrate(cells_NKC[judged_N], target_N[judged_N], lambda cells: pooled_cells(cells, pool))
+            with_calibration(self.classifier.net.cells, found)  # type: ignore[arg-type]
 
 
 def close_branches(net: nn.Module) -> int:
@@ -978,9 +980,11 @@ class _Thinned:
 
     @property
     def num_frames(self) -> int:
+        """Of the stage."""
         return min(self.stage.frames, self.clips.num_frames)
 
     def num_shown(self, rows_B: NDArray[np.intp]) -> int:
+        """All of them: which ones only fill a clip up is not told."""
         return self.num_frames
 
     def read(self, rows_B: NDArray[np.intp], places_BT: NDArray[np.integer] | None = None) -> Any:

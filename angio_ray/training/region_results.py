@@ -74,15 +74,21 @@ def clip_regions(
     )
 
 
-def choose_patch_threshold(
+def choose_region_threshold(
     verdict_N5: NDArray[np.float32], outlines: Sequence[bytes], *, size: int, rule: Rule, at_least: float | None
-) -> float:
-    """The operating threshold of these (validation) pairs: of their patches, since each patch is called, or cleared, by itself.
+) -> tuple[float, str]:
+    """The operating threshold of these (validation) pairs, and at which level it was chosen: of their patches, since each is
+    called, or cleared, by itself; where these do not allow it, of the pairs, each as its worst patch.
 
     outlines: calcification in the first frames, as PNG; size: of the net's frames, px. ValueError as `choose_threshold`.
     """
-    holds_N5 = [holds_calcification(torch.from_numpy(mask_of(png, size))[None], size).numpy() for png in outlines]
-    return choose_threshold(np.concatenate(holds_N5), verdict_N5.flatten(), rule=rule, at_least=at_least).threshold
+    outlined = [mask_of(png, size) for png in outlines]
+    holds_N5 = np.stack([holds_calcification(torch.from_numpy(mask_HW)[None], size).numpy() for mask_HW in outlined])
+    try:
+        return choose_threshold(holds_N5.flatten(), verdict_N5.flatten(), rule=rule, at_least=at_least).threshold, "patches"
+    except ValueError:
+        calcified_N = [mask_HW.any() for mask_HW in outlined]
+        return choose_threshold(calcified_N, verdict_N5.max(axis=1), rule=rule, at_least=at_least).threshold, "clips"
 
 
 def region_figures(clips: Sequence[ClipRegions], patients: Sequence[str]) -> dict[str, float | None]:

@@ -149,4 +149,3 @@ def region_loss(logits_B1HW: Tensor, target_B1HW: Tensor, distance_B1HW: Tensor,
     if boundary_weight < 1:
         loss = loss + (1 - boundary_weight) * _DICE(logits_B1HW, target_B1HW)
     return loss
-

@@ -147,8 +147,8 @@ class Outcome:
     """Of nets with maps: what they show on the frames of test clips that boxes were marked on."""
     test_regions: tuple[ClipRegions, ...] = ()
     """Of nets of regions: those of the test clips' pairs, compared with their outlines."""
-    patch_threshold: float | None = None
-    """Of these, the threshold that the regions follow from, chosen by patches; None where they do not allow it."""
+    region_threshold: tuple[float, str] | None = None
+    """Of these, the threshold that the regions follow from, and the level that it was chosen at; None where there is none."""
     epochs: tuple[Epoch, ...]
     best_epoch: int
 
@@ -252,8 +252,9 @@ def _verdict(experiment: Experiment, fold: Fold, outcome: Outcome) -> _Verdict:
         rows = with_artery(fold.validation, experiment.clips).append_column("probability", pa.array(validation_N))
         threshold, level = choose_study_threshold(rows, experiment.rule, experiment.at_least)
         rule = f"{rule} of {level}"
-    elif outcome.patch_threshold is not None:
-        threshold, rule = outcome.patch_threshold, f"{rule} of patches"
+    elif outcome.region_threshold:
+        threshold, level = outcome.region_threshold
+        rule = f"{rule} of {level}"
     else:
         threshold = choose_threshold(
             _target(fold.validation), validation_N, rule=experiment.rule, at_least=experiment.at_least
@@ -592,14 +593,16 @@ def _protocol(experiment: Experiment) -> str:
     settings = {k: v for k, v in asdict(recipe).items() if k not in ("stages", "augment")}
     stages = ", then ".join(
         f"{s.epochs} epoch{'s' * (s.epochs > 1)} of {s.frames} frames of {s.size} px"
-        + " (squares cut from the frames, taught by the boxes alone)" * s.cut
+        + " (squares cut from the frames, taught by what is marked in them)" * s.cut
         + " (regions, the classifier left as it is)" * s.regions
         for s in recipe.stages
     )
+    calibrated = recipe.stages[-1].cut and NETS[experiment.net].layout == "BCTHW-maps" and not NETS[experiment.net].num_boxes
     return (
         f"Recipe {experiment.recipe_name}: {stages}; begun from {experiment.began_from}. "
         f"Adam, {'half a cosine' if recipe.cosine else 'StepLR'}. "
-        f"Settings: {', '.join(f'{k} {v}' for k, v in settings.items())}. Augmentation: "
+        + "Maps calibrated on frames of the validation patients. " * calibrated
+        + f"Settings: {', '.join(f'{k} {v}' for k, v in settings.items())}. Augmentation: "
         f"{', '.join(f'{k} {v:g}' for k, v in asdict(recipe.augment).items())}."
     )
 

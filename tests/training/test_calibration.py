@@ -31,6 +31,23 @@ def test_what_says_too_much_is_put_right(classes: int) -> None:
         assert float(p[:, k].mean()) == pytest.approx(float((target == k).float().mean()), abs=0.01)
 
 
+def test_maps_of_many_cells_that_all_say_far_too_much_are_put_right() -> None:
+    """What a net says that learnt from squares: thousands of cells, a mean far above 0 (one long first step was its end)."""
+    generator = torch.Generator().manual_seed(0)
+    target = torch.arange(300) % 2
+    cells = torch.randn(300, 1, 4096, generator=generator) + 6
+    cells[:, 0, 0] += 4 + 1.5 * target + torch.randn(300, generator=generator)
+    before = logits_of(cells)[:, 1]
+    assert before.mean() > 9
+    found = calibrate(cells, target, logits_of)
+    logits = logits_of(found.scale * cells + torch.tensor(found.offset_K)[:, None])
+    assert 0.2 < found.scale < 5
+    assert float(torch.softmax(logits, dim=1)[:, 1].mean()) == pytest.approx(0.5, abs=0.01)
+    assert float(nn.functional.cross_entropy(logits, target)) < 0.66
+    told_apart = [float((z[target == 1][:, None] > z[target == 0]).float().mean()) for z in (before, logits[:, 1])]
+    assert told_apart[1] > told_apart[0] - 0.02
+
+
 def test_frames_that_are_told_apart_without_an_error_get_a_finite_scale() -> None:
     target = torch.arange(40) % 2
     found = calibrate(target[:, None, None] * 4.0 - 2.0, target, logits_of)
@@ -38,9 +55,11 @@ def test_frames_that_are_told_apart_without_an_error_get_a_finite_scale() -> Non
     assert calibrate(2.0 - target[:, None, None] * 4.0, target, logits_of).scale >= 0.05  # the wrong way round: never turned
 
 
-def test_frames_of_one_class_have_no_calibration() -> None:
-    with pytest.raises(ValueError, match="one class"):
-        calibrate(torch.zeros(3, 1, 4), torch.zeros(3, dtype=torch.long), logits_of)
+@pytest.mark.parametrize(("classes", "there"), [(2, [0]), (3, [0, 1]), (3, [1, 2])])
+def test_frames_that_lack_a_class_have_no_calibration(classes: int, there: list[int]) -> None:
+    target = torch.tensor(there * 3)
+    with pytest.raises(ValueError, match="not of all classes"):
+        calibrate(torch.zeros(len(target), classes - 1, 4), target, logits_of)
 
 
 def test_the_last_layer_says_it_by_itself() -> None:

@@ -11,7 +11,7 @@ import pytest
 
 from angio_ray.training.region_results import (
     ClipRegions,
-    choose_patch_threshold,
+    choose_region_threshold,
     clip_regions,
     region_figures,
     region_lines,
@@ -43,13 +43,18 @@ def png(mask_HW: np.ndarray) -> bytes:
     return cv2.imencode(".png", 255 * mask_HW.astype(np.uint8))[1].tobytes()
 
 
-def test_the_threshold_is_chosen_by_patches() -> None:
+def test_the_threshold_is_chosen_by_patches_else_by_clips() -> None:
     outlines = [png(outline()), png(outline(100, 100))]  # in the first patch, in the fourth
     verdicts = np.array([[0.7, 0.2, 0.1, 0.3, 0.3], [0.4, 0.1, 0.2, 0.6, 0.45]], np.float32)
-    threshold = choose_patch_threshold(verdicts, outlines, size=SIZE, rule="youden", at_least=None)
+    threshold, level = choose_region_threshold(verdicts, outlines, size=SIZE, rule="youden", at_least=None)
     assert 0.45 < threshold <= 0.6
+    assert level == "patches"
+    # a patch of each clip says 1, so that none but that of the calcified clip can be told from the others
+    sure = np.array([[1.0, 1.0, 0.1, 0.1, 0.1], [0.5, 0.1, 0.1, 0.1, 0.1]], np.float32)
+    both = [png(outline()), png(outline(None))]
+    assert choose_region_threshold(sure, both, size=SIZE, rule="specificity", at_least=1.0)[1] == "clips"
     with pytest.raises(ValueError, match="without a positive one"):
-        choose_patch_threshold(verdicts[:1], [png(outline(None))], size=SIZE, rule="youden", at_least=None)
+        choose_region_threshold(verdicts[:1], [png(outline(None))], size=SIZE, rule="youden", at_least=None)
 
 
 def test_a_region_is_judged_by_its_outline_and_a_patch_that_is_not_called_has_none() -> None:
