@@ -4,9 +4,10 @@ The side file is an .npz that `np.load(allow_pickle=False)` opens; `read` gives 
 and masks are in the file's own pixels. Everything is derived from the scene and from where the renderer put it; nothing is
 measured in the pictures. What lies behind the shutter is in no mask and no box.
 
-A narrowing counts as visible where its vessel is filled, most of it lies inside the field, the view does not look along it, other
-vessels over it do not fill in what it lacks, and what it lacks stands out of the noise. Devices in front of it are not looked at
-(`covered_share` tells of them).
+A narrowing counts as visible where its vessel is filled and no smaller than readers score, most of it lies inside the field,
+the view does not look along it, other vessels over it do not fill in what it lacks, and what it lacks stands out of the noise.
+What one reader would mark and another would not is neither visible nor not: it is unclear. Devices in front of it are not
+looked at (`covered_share` tells of them).
 """
 
 from __future__ import annotations
@@ -44,12 +45,17 @@ MARKED_FRAMES = 8
 """Frames of full contrast, evenly spread, on which narrowings have boxes in the labels; side files have those of all frames."""
 MASKED_FRAMES = 3
 """Frames without contrast, evenly spread, whose calcification is outlined in the labels; side files have all of them."""
-HIDDEN = 0.25
-"""Share of the contrast that a narrowing lacks from which on other vessels over it, filling it in, hide it. (At a half, most of
-the narrowings of 60 % and more that a net was least sure of showed a crossing and no more when they were looked at.)"""
-ROSE = 10.0
-"""Contrast to noise, over the area of what is missing, from which on it is made out: an eye needs 5 before an even field (Rose, J
-Opt Soc Am 1948; 38:196), and anatomy is none."""
+HIDDEN = (0.4, 0.6)
+"""Shares of the contrast that a narrowing lacks from which on other vessels over it, filling it in, make it unclear, and hide it.
+(A net found those of a quarter to 0.4 as well as any that nothing lies over, those from 0.6 on little better than by chance.)"""
+ROSE = (10.0, 5.0)
+"""Contrast to noise, over the area of what is missing, below which it is unclear, and not made out: an eye needs 5 before an even
+field (Rose, J Opt Soc Am 1948; 38:196), and anatomy is none."""
+SCORED_MM = 1.5
+"""Diameter of the healthy lumen from which on readers score a narrowing (SYNTAX; Sianos, EuroIntervention 2005; 1:219-227); in a
+smaller vessel it is unclear."""
+COUNTS_PERCENT = 25.0
+"""Narrowing below which nobody marks one that is unclear."""
 VISIBLE_IODINE = 0.05
 """Attenuation of a filled vessel per mm below which its narrowings cannot be judged."""
 THINNEST_IODINE = 0.01
@@ -101,12 +107,13 @@ LABELS = pa.schema(
 )
 """`labels.parquet`: the truth per clip.
 
-stenoses: those visible in the clip, each with its boxes in up to MARKED_FRAMES frames of full contrast (an entry per frame, as of
-somebody who marks several), or in the fullest in which it is seen where it is seen in none of these. artery_percent: the worst
-narrowing of the artery, seen in this view or not (0: none). artery, dominance and artery_percent are null where a coronary
-is not what is filmed (quality_group not_coronary, and grafts). twin_of: SOPInstanceUID of the clip that this one is the
-counterfactual of. calcification_masks: of satisfactory clips MASKED_FRAMES frames before any contrast, as somebody outlines
-them who knows where to look; black where there is none. vessel_masks: the filled tree in the frames that stenoses are marked in.
+stenoses: those visible in the clip, and without their percentage those that are unclear, each with its boxes in up to
+MARKED_FRAMES frames of full contrast (an entry per frame, as of somebody who marks several), or in the fullest in which it is
+seen where it is seen in none of these. artery_percent: the worst narrowing of the artery, seen in this view or not (0: none).
+artery, dominance and artery_percent are null where a coronary is not what is filmed (quality_group not_coronary, and grafts).
+twin_of: SOPInstanceUID of the clip that this one is the counterfactual of. calcification_masks: of satisfactory clips
+MASKED_FRAMES frames before any contrast, as somebody outlines them who knows where to look; black where there is none.
+vessel_masks: the filled tree in the frames that stenoses are marked in.
 The frames of contrast are null where the vessels never fill visibly.
 """
 
@@ -123,14 +130,16 @@ class Lesion:
     minimal_mm: float
     """Diameter at the throat."""
     frames_K: NDArray[np.int64]
-    """Where it is visible; empty where it never is."""
+    """Where it is visible, or unclear; empty where it is neither anywhere."""
     boxes_K4: Floats
     """x0, y0, x1, y1 in px for each of these frames."""
+    unclear: bool = False
+    """Visible in no frame, and unclear in these."""
 
     @property
     def visible(self) -> bool:
         """In one frame at least."""
-        return len(self.frames_K) > 0
+        return len(self.frames_K) > 0 and not self.unclear
 
 
 def lesions(scene: Scene, rendered: Rendered, concentration: Mapping[str, Floats]) -> tuple[Lesion, ...]:
@@ -154,12 +163,16 @@ def lesions(scene: Scene, rendered: Rendered, concentration: Mapping[str, Floats
         reach = _reach(vessel, stenosis)
         filled_T = _filled(concentration.get(stenosis.segment), max(int(reach[0]) - 2, 0), scene)
         xy_TN2 = rendered.vessel_xy[stenosis.segment][:, reach]
-        seen_T = filled_T & _inside(xy_TN2, field_HW) & _stands_out(scene, vessel, stenosis, reach, concentration)
-        seen_T &= ~_hidden(rendered, vessel, reach, concentration, scene.view.px_per_mm)
-        if not seen_T.any() or _shortening(vessel, reach, xy_TN2[seen_T], scene.view.px_per_mm) < FORESHORTENED:
-            seen_T = np.zeros_like(seen_T)
-        frames = np.flatnonzero(seen_T)
+        shown_T = filled_T & _inside(xy_TN2, field_HW)
+        noise_T = _contrast_to_noise(scene, vessel, stenosis, reach, concentration)
+        hidden_T = _hidden(rendered, vessel, reach, concentration, scene.view.px_per_mm)
         healthy = _healthy(vessel)
+        scored = 2 * float(healthy[stenosis.index]) >= SCORED_MM
+        for unclear, rose, hidden in zip((False, True), ROSE, HIDDEN, strict=True):
+            frames = np.flatnonzero(shown_T & (noise_T >= rose) & (hidden_T < hidden) & (scored or unclear))
+            if len(frames) and _shortening(vessel, reach, xy_TN2[frames], scene.view.px_per_mm) >= FORESHORTENED:
+                break
+            frames = frames[:0]
         margin = float(healthy[reach].max()) * scene.view.px_per_mm
         low = xy_TN2[frames].min(axis=1) - margin
         high = xy_TN2[frames].max(axis=1) + margin
@@ -171,6 +184,7 @@ def lesions(scene: Scene, rendered: Rendered, concentration: Mapping[str, Floats
                 minimal_mm=2 * float(vessel.radius_N[stenosis.index]),
                 frames_K=frames,
                 boxes_K4=np.clip(np.hstack([low, high]), 0, scene.view.size),
+                unclear=unclear and len(frames) > 0,
             )
         )
     return tuple(found)
@@ -211,7 +225,12 @@ def row(
         "frame_time_ms": 1000 * frame_s if frame_s else None,
         **contrast,
         "heart_period_frames": _period_s(scene) / frame_s if frame_s and scene.region == "chest" else None,
-        "stenoses": [box for lesion in found if lesion.visible for box in _marks(lesion, rendered.filling_T, contrast)],
+        "stenoses": [
+            box
+            for lesion in found
+            if lesion.visible or (lesion.unclear and lesion.stenosis.percent >= COUNTS_PERCENT)
+            for box in _marks(lesion, rendered.filling_T, contrast)
+        ],
         "artery_percent": max((s.percent for s in coronary.stenoses), default=0.0) if coronary else None,
         "calcified": _shows_calcium(scene, rendered) if tree else None,
         "calcifications": [
@@ -383,13 +402,13 @@ def _inside(xy_TN2: Floats, field_HW: NDArray[np.bool_]) -> NDArray[np.bool_]:
     return np.asarray((within & field_HW[at[..., 1], at[..., 0]]).mean(axis=1) >= INSIDE)
 
 
-def _stands_out(
+def _contrast_to_noise(
     scene: Scene, vessel: Vessel, stenosis: Stenosis, reach: NDArray[np.int64], concentration: Mapping[str, Floats]
-) -> NDArray[np.bool_]:
-    """Per frame, whether the contrast that the narrowing lacks stands out of the noise, as far as noise alone goes."""
+) -> Floats:
+    """Per frame, how far the contrast that the narrowing lacks stands out of the noise over its area (see ROSE)."""
     filled_TN = concentration.get(stenosis.segment)
     if filled_TN is None:
-        return np.zeros(len(scene.times_s), np.bool_)
+        return np.zeros(len(scene.times_s))
     px, healthy = scene.view.px_per_mm, _healthy(vessel)
     missing_mm = 2 * float(healthy[stenosis.index] - vessel.radius_N[stenosis.index])
     length_mm = float(np.ptp(_along_mm(vessel)[reach])) / 2  # it is at its narrowest in its middle alone
@@ -397,13 +416,13 @@ def _stands_out(
     across, down = (max(0.5, sigma * scene.view.size / REFERENCE_SIZE) for sigma in scene.detector.noise_blur_px)
     grains = max(1.0, area_px / (4 * np.pi * across * down))
     lacking_T = scene.injection.iodine * filled_TN[:, max(int(reach[0]) - 2, 0)] * missing_mm
-    return np.asarray(lacking_T / scene.detector.noise * np.sqrt(grains) >= ROSE)
+    return np.asarray(lacking_T / scene.detector.noise * np.sqrt(grains))
 
 
 def _hidden(
     rendered: Rendered, vessel: Vessel, reach: NDArray[np.int64], concentration: Mapping[str, Floats], px_per_mm: float
-) -> NDArray[np.bool_]:
-    """Per frame, whether other filled vessels over the narrowing fill in what it lacks."""
+) -> Floats:
+    """Per frame, the share of what the narrowing lacks that other filled vessels over it fill in (see HIDDEN)."""
     own_TN2 = rendered.vessel_xy[vessel.name][:, reach]
     missing_N = 2 * px_per_mm * (_healthy(vessel) - vessel.radius_N)[reach]
     over_TN = np.zeros(own_TN2.shape[:2])
@@ -415,7 +434,7 @@ def _hidden(
         path_TNM = 2 * np.sqrt(np.maximum(radius_TM[:, None] ** 2 - apart_TNM, 0)) * concentration[name][:, None]
         over_TN += path_TNM.max(axis=-1)
     filled_in_T = np.minimum(over_TN, missing_N).sum(axis=1)
-    return np.asarray(filled_in_T >= HIDDEN * max(float(missing_N.sum()), 1e-9))
+    return np.asarray(filled_in_T / max(float(missing_N.sum()), 1e-9))
 
 
 def _healthy(vessel: Vessel) -> Floats:
@@ -441,14 +460,14 @@ def _boxes(found: tuple[Lesion, ...]) -> NDArray[np.float32]:
 
 
 def _marks(lesion: Lesion, filling_T: Floats, contrast: Mapping[str, int | None]) -> list[dict[str, Any]]:
-    """A visible lesion with its box, once for each frame that it is marked on."""
+    """A lesion with its box, once for each frame that it is marked on: without its percentage where it is unclear."""
     marked = np.flatnonzero(np.isin(lesion.frames_K, _marked_frames(contrast)))
     if not len(marked):
         marked = np.array([filling_T[lesion.frames_K].argmax()])
     return [
         {
             "segment": lesion.stenosis.segment,
-            "percent": lesion.stenosis.percent,
+            "percent": None if lesion.unclear else lesion.stenosis.percent,
             "length_mm": lesion.stenosis.length_mm,
             "frame": int(lesion.frames_K[k]),
             **dict(zip(("x0", "y0", "x1", "y1"), lesion.boxes_K4[k].tolist(), strict=True)),

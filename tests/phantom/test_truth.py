@@ -167,6 +167,41 @@ def test_a_narrowing_that_noise_drowns_is_not_visible() -> None:
     assert not any(lesion.visible for lesion in found_in(noisy, rendered_of(noisy)))
 
 
+def unclear_in(scene: Scene, **changes: Any) -> tuple[bool, bool]:
+    """Whether the RCA's narrowing is visible, and whether it is unclear."""
+    middle = found_in(scene, rendered_of(scene, **changes))[0]
+    assert not (middle.visible and middle.unclear)
+    assert len(middle.frames_K) > 0 or not middle.unclear
+    return middle.visible, middle.unclear
+
+
+def test_what_readers_would_not_agree_on_is_unclear() -> None:
+    scene = scene_of()
+    rendered = rendered_of(scene)
+    xy = rendered.vessel_xy | {"PLV": rendered.vessel_xy["RCA"]}
+    thin = np.full_like(rendered.vessel_radius_px["PLV"], 0.62 * VIEW.px_per_mm)  # from 0.41 of what is lacking on, as it fills
+    half = {"vessel_xy": xy, "vessel_radius_px": rendered.vessel_radius_px | {"PLV": thin}}
+    assert unclear_in(scene) == (True, False)
+    assert unclear_in(scene, **half) == (False, True)
+    found = [
+        unclear_in(scene_of(detector=replace(DETECTOR, noise=noise))) for noise in DETECTOR.noise * np.geomspace(1, 1e3, 40)
+    ]
+    assert list(dict.fromkeys(found)) == [(True, False), (False, True), (False, False)], "more and more noise"
+    whole = replace(vessel("RCA", (-30, 0, 20), (1, 0, 0), 60), radius_N=np.full(80, 0.7))
+    small, stenosis = narrowed(whole, 40, 60.0, 9.0)
+    tree = replace(TREE, vessels=(small, AWAY, FAR, CUT), stenoses=(stenosis, *TREE.stenoses[1:]))
+    assert unclear_in(scene_of(tree=tree)) == (False, True), "1.4 mm: readers score from 1.5 mm on"
+
+    def marked(percent: float) -> list[tuple[str, float | None]]:
+        changed, one = narrowed(vessel("RCA", (-30, 0, 20), (1, 0, 0), 60), 40, percent, 9.0)
+        tree = replace(TREE, vessels=(changed, AWAY, FAR, CUT), stenoses=(one,))
+        rows = row_of(scene_of(tree=tree), **half)["stenoses"]
+        return list({(row["segment"], row["percent"]) for row in rows})
+
+    assert marked(60.0) == [("RCA", None)], "marked without a percentage"
+    assert marked(24.0) == [], "nobody marks what would not count"
+
+
 def test_what_lies_behind_the_shutter_is_neither_visible_nor_in_a_mask() -> None:
     narrow = replace(DETECTOR, shutter="rectangle", shutter_half=0.12, shutter_centre=(-0.3, 0.3))
     scene = scene_of(detector=narrow)
