@@ -305,7 +305,7 @@ def evaluate(
     experiment: str | None = None,
     run: str | None = None,
     labels: str | None = None,
-    task: Literal["quality", "artery", "contrast", "stenosis", "calcium"] | None = None,
+    task: Literal["quality", "artery", "oblique", "contrast", "stenosis", "calcium"] | None = None,
     against: str | None = None,
     bundle: Annotated[list[Path] | None, Parameter(negative="")] = None,
     data: str | None = None,
@@ -324,8 +324,8 @@ def evaluate(
     labels:
         A set of labels in the tables, or a CSV or Parquet file.
     task:
-        Which of the run's scores are judged: quality, artery, contrast (the frames of full contrast), or stenosis (25 % and more;
-        clips, and arteries and studies by their worst clip). Default: quality.
+        Which of the run's scores are judged: quality, artery, oblique, contrast (the frames of full contrast), or stenosis (25 %
+        and more; clips, and arteries and studies by their worst clip). Default: quality.
     against:
         With --run another run on the same labels, else another experiment: differences are --run (--experiment) less this
         one, on the clips that both held out.
@@ -582,8 +582,8 @@ def explain(
     run:
         Whose score. Default: the newest finished run that was asked for the task and has the clip.
     task:
-        quality, artery, stenosis (the candidate frames, with the model's map and boxes) or calcium (the pair of frames, with the
-        heat of the verdict and the region).
+        quality, artery, oblique, stenosis (the candidate frames, with the model's map and boxes) or calcium (the pair of
+        frames, with the heat of the verdict and the region).
     bundles:
         Folder in which the bundle that scored is looked for. Default: TABLES.training.
     """

@@ -1,4 +1,4 @@
-"""Which of the standard views a run shows, from the positioner's angles. Knows no pixels.
+"""Which of the standard views a run shows, from the positioner's angles, and whether the picture agrees. Knows no pixels.
 
 Angles in degrees as DICOM PS3.3 C.8.7.5: LAO and cranial positive. The stenosis paper (seeds: end to end; spec section 2)
 has four views of the left and three of the right coronary artery, and one model per view of the left.
@@ -33,6 +33,8 @@ After table 2 of Di Mario and Sutaria, Coronary angiography in the angioplasty e
 
 FARTHEST_DEG = 25.0
 """A beam farther than this from every middle shows no standard view."""
+LEAST_OBLIQUE_DEG = 10.0
+"""A beam nearer to the middle than this is neither a right nor a left anterior oblique."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,16 @@ def nearest_view(
         key=lambda view: view.distance_deg,
     )
     return found if found.distance_deg <= FARTHEST_DEG else None
+
+
+def is_suspect(oblique: str | None, primary_deg: float | None, *, moving: bool = False) -> bool | None:
+    """Whether angles and picture disagree: `oblique` is the side, RAO or LAO, that the pixels show.
+
+    None where either does not say: without an angle, within LEAST_OBLIQUE_DEG of the middle, while the positioner moves.
+    """
+    if oblique is None or primary_deg is None or moving or abs(primary_deg) < LEAST_OBLIQUE_DEG:
+        return None
+    return oblique != ("LAO" if primary_deg > 0 else "RAO")
 
 
 def between_beams_deg(one: tuple[float, float], other: tuple[float, float]) -> float:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from angio_ray.views import VIEWS, Artery, between_beams_deg, nearest_view
+from angio_ray.views import VIEWS, Artery, between_beams_deg, is_suspect, nearest_view
 
 
 @pytest.mark.parametrize(
@@ -48,3 +48,14 @@ def test_no_view_where_none_is_near_where_angles_lack_or_the_arm_moves() -> None
     just_in, just_out = nearest_view("RCA", 44.0 + 24.9, 0.0), nearest_view("RCA", 44.0 + 25.1, 0.0)
     assert just_in is not None
     assert just_out is None
+
+
+def test_angles_are_suspect_where_the_picture_shows_the_other_side() -> None:
+    assert is_suspect("LAO", 30.0) is False
+    assert is_suspect("RAO", -12.0) is False
+    assert is_suspect("LAO", -30.0) is True
+    assert is_suspect("RAO", 40.0) is True
+    assert is_suspect(None, 40.0) is None
+    assert is_suspect("LAO", None) is None
+    assert is_suspect("LAO", 40.0, moving=True) is None
+    assert is_suspect("RAO", 9.0) is None  # neither side

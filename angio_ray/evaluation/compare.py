@@ -32,7 +32,7 @@ LARGEST = 10
 
 _OUTCOME = "outcome"
 """Status, and the reason behind a colon where rejected."""
-_NEGATIVE = {"quality": "satisfactory", "artery": "LCA", "stenosis": "<25%"}
+_NEGATIVE = {"quality": "satisfactory", "artery": "LCA", "oblique": "RAO", "stenosis": "<25%"}
 """Task -> name of its negative class."""
 
 

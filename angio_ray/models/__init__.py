@@ -15,7 +15,7 @@ command line. `tests/models/test_registry.py` checks the new entry as it does th
 
 from __future__ import annotations
 
-from angio_ray.models import artery, calcium, contrast, quality, stenosis
+from angio_ray.models import artery, calcium, contrast, oblique, quality, stenosis
 from angio_ray.models.interface import NetSpec, PaperFigures, Scorer, TaskSpec
 
 NETS: dict[str, NetSpec] = {**quality.NETS, **artery.NETS, **contrast.NETS, **stenosis.NETS, **calcium.NETS}
@@ -34,6 +34,13 @@ TASKS: dict[str, TaskSpec] = {
         scorer=artery.ArteryScorer,
         columns=artery.COLUMNS,
         classes=artery.CLASSES,
+        mirrors=False,
+    ),
+    "oblique": TaskSpec(
+        name="oblique",
+        scorer=oblique.ObliqueScorer,
+        columns=oblique.COLUMNS,
+        classes=oblique.CLASSES,
         mirrors=False,
     ),
     "contrast": TaskSpec(

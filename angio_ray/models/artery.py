@@ -36,17 +36,8 @@ class ArteryScorer(TwoClassScorer):
         frames: Mapping[str, Sequence[np.ndarray]] | None = None,
         known: Mapping[str, Sequence[Any]] | None = None,
     ) -> dict[str, np.ndarray]:
-        """Sort B clips: {window name: uint8 (B, T, H, W)} -> COLUMNS, each of length B.
-
-        artery is RCA where the probability of RCA reaches the bundle's threshold; artery_probability is that of RCA,
-        float32 in 0..1 as the threshold. ValueError when the net returns no number (NaN) for a clip.
-        """
-        probability = self.positive(inputs)
-        return {
-            "artery": np.where(probability >= self.threshold, "RCA", "LCA"),
-            "artery_probability": probability,
-            "artery_threshold": np.full_like(probability, self.threshold),
-        }
+        """Sort B clips: {window name: uint8 (B, T, H, W)} -> COLUMNS, each of length B; see `TwoClassScorer.named`."""
+        return self.named(inputs, CLASSES)
 
 
 def _projection_2d() -> nn.Module:

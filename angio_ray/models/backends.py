@@ -175,6 +175,19 @@ class TwoClassScorer(CompiledScorer):
         """Probability of the last class: {window name: uint8 (B, T, H, W)} -> float32 (B,). ValueError as above."""
         return np.ascontiguousarray(self.probabilities(inputs)[:, -1])
 
+    def named(self, inputs: Mapping[str, np.ndarray], classes: Sequence[str]) -> dict[str, np.ndarray]:
+        """Columns <task>, <task>_probability and <task>_threshold, each of length B.
+
+        The first holds the second class's name where its probability reaches the threshold, else the first's name. ValueError as
+        above.
+        """
+        probability = self.positive(inputs)
+        return {
+            self.task: np.where(probability >= self.threshold, classes[1], classes[0]),
+            f"{self.task}_probability": probability,
+            f"{self.task}_threshold": np.full_like(probability, self.threshold),
+        }
+
 
 def torch_runner(ensemble: Ensemble, choice: BackendChoice, *, num_threads: int = 1) -> Runner:
     """Run with torch in inference mode; bfloat16 by autocast. Takes the module over (moves it to the device)."""

@@ -23,7 +23,7 @@ from angio_ray.pseudonyms import PatientIdentity, PseudonymKey
 from angio_ray.sampling import ClipWindow
 from angio_ray.storage import Storage
 from angio_ray.tables.schema import arrow_schema
-from angio_ray.views import nearest_view
+from angio_ray.views import is_suspect, nearest_view
 
 KEYS = pa.schema([("object_id", pa.string()), ("uri", pa.string()), ("size_bytes", pa.int64()), ("etag", pa.string())])
 """One object to score: what a block of the source holds."""
@@ -164,17 +164,16 @@ def result_rows(
 
 
 def _view(row: Mapping[str, Any]) -> dict[str, Any]:
-    """The view of a clip whose artery was told."""
+    """The view of a clip whose artery was told, and whether a clip whose side was told disagrees with its angles."""
     header = row["header"]
-    if not row.get("artery") or not header:
+    if not header:
         return {}
-    view = nearest_view(
-        row["artery"],
-        header["primary_angle_deg"],
-        header["secondary_angle_deg"],
-        moving=header["positioner_motion"] == "DYNAMIC",
-    )
-    return {"view": view.name, "view_distance_deg": view.distance_deg} if view else {}
+    primary_deg, moving = header["primary_angle_deg"], header["positioner_motion"] == "DYNAMIC"
+    found: dict[str, Any] = {"view_suspect": is_suspect(row.get("oblique"), primary_deg, moving=moving)}
+    if row.get("artery"):
+        view = nearest_view(row["artery"], primary_deg, header["secondary_angle_deg"], moving=moving)
+        found |= {"view": view.name, "view_distance_deg": view.distance_deg} if view else {}
+    return found
 
 
 def clip_rows(table: pa.Table, *, key: PseudonymKey, patients: PatientIdentity) -> pa.Table:

@@ -30,6 +30,7 @@ objects AS (
         count(*) FILTER (NOT quality_satisfactory) / nullif(count(quality_satisfactory), 0) AS exclusion_rate,
         bool_or(quality_status IS NOT NULL) AS any_quality,
         bool_or(artery_status IS NOT NULL) AS any_artery,
+        bool_or(oblique_status IS NOT NULL) AS any_oblique,
         bool_or(contrast_status IS NOT NULL) AS any_contrast,
         bool_or(stenosis_status IS NOT NULL) AS any_stenosis,
         bool_or(calcium_status IS NOT NULL) AS any_calcium,
@@ -48,6 +49,7 @@ SELECT
     -- what it was asked for: a run that rejects every clip was asked too
     coalesce(any_quality, false) OR coalesce(json_exists(config_json, '$.models.quality'), false) AS has_quality,
     coalesce(any_artery, false) OR coalesce(json_exists(config_json, '$.models.artery'), false) AS has_artery,
+    coalesce(any_oblique, false) OR coalesce(json_exists(config_json, '$.models.oblique'), false) AS has_oblique,
     coalesce(any_contrast, false) OR coalesce(json_exists(config_json, '$.models.contrast'), false) AS has_contrast,
     coalesce(any_stenosis, false) OR coalesce(json_exists(config_json, '$.models.stenosis'), false) AS has_stenosis,
     coalesce(any_calcium, false) OR coalesce(json_exists(config_json, '$.models.calcium'), false) AS has_calcium,
@@ -62,14 +64,14 @@ LEFT JOIN objects USING (run_id);
 CREATE VIEW latest_scores AS
 WITH finished AS (
     SELECT
-        run_id, has_quality, has_artery, has_contrast, has_stenosis, has_calcium,
+        run_id, has_quality, has_artery, has_oblique, has_contrast, has_stenosis, has_calcium,
         row_number() OVER (ORDER BY finished_at DESC, run_id) AS age
     FROM run_summary
     WHERE finished
 ),
 candidates AS (
     SELECT
-        scores.*, has_quality, has_artery, has_contrast, has_stenosis, has_calcium, age,
+        scores.*, has_quality, has_artery, has_oblique, has_contrast, has_stenosis, has_calcium, age,
         coalesce(clip_id, object_id) AS clip_key
     FROM scores
     JOIN finished USING (run_id)
@@ -95,6 +97,16 @@ arteries AS (
         artery AS artery_alone, "view" AS view_alone, view_distance_deg AS distance_alone
     FROM (
         SELECT * FROM candidates WHERE has_artery
+        QUALIFY row_number() OVER (PARTITION BY object_id ORDER BY age) = 1
+    )
+    QUALIFY row_number() OVER (PARTITION BY clip_key ORDER BY age, status = 'rejected', object_id) = 1
+),
+obliques AS (
+    SELECT
+        clip_key, run_id AS oblique_run_id, oblique_status, oblique_reason, oblique, oblique_probability, oblique_threshold,
+        view_suspect
+    FROM (
+        SELECT * FROM candidates WHERE has_oblique
         QUALIFY row_number() OVER (PARTITION BY object_id ORDER BY age) = 1
     )
     QUALIFY row_number() OVER (PARTITION BY clip_key ORDER BY age, status = 'rejected', object_id) = 1
@@ -137,6 +149,7 @@ SELECT
     n.study_year, n.codec, n.num_frames, n.frame_time_ms, n.frame_time_source, n.sampled_frames, n.repeated_frames,
     n.size_bytes, n.etag, n.scored_at, n.model_domain, n.bundles,
     quality.* EXCLUDE (clip_key), arteries.* EXCLUDE (clip_key, artery_alone, view_alone, distance_alone),
+    obliques.* EXCLUDE (clip_key),
     -- a stenosis keeps the artery and view of its own run; artery_probability and _threshold are of artery_run_id
     coalesce(stenosis.artery, artery_alone) AS artery,
     if(stenosis.artery IS NULL, view_alone, stenosis."view") AS "view",
@@ -154,6 +167,7 @@ SELECT
 FROM newest AS n
 LEFT JOIN quality USING (clip_key)
 LEFT JOIN arteries USING (clip_key)
+LEFT JOIN obliques USING (clip_key)
 LEFT JOIN contrasts USING (clip_key)
 LEFT JOIN stenosis USING (clip_key)
 LEFT JOIN calcium USING (clip_key);

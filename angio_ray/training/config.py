@@ -20,7 +20,7 @@ _TASK_NAMES = {"stenosis-frames": "contrast", "stenosis-class": "stenosis", "ste
 """Other names of tasks."""
 _DETECTOR = "stenosis_fpn"
 """Default net of stenosis-detect."""
-_NETS = {"contrast": "frames_lstm", "stenosis": "stenosis_s", "calcium": "resunet_s"}
+_NETS = {"oblique": "projection_2d", "contrast": "frames_lstm", "stenosis": "stenosis_s", "calcium": "resunet_s"}
 """Default net of tasks that need another than the quality task."""
 _SCHEMES = {"kfold": "k{folds}", "split": "split", "leave_one_patient_out": "lopo", "leave_one_acquisition_out": "loao"}
 
@@ -30,9 +30,10 @@ class TrainConfig:
     """One experiment: which net on which clips and labels, by which folds and recipe."""
 
     task: str
-    """What is learnt: quality, artery (LCA or RCA; never mirrored), contrast, which is stenosis-frames too (the frames of full
-    contrast), or stenosis, which is stenosis-class too (the worst narrowing of those frames), or stenosis-detect (a detector of
-    boxes on the features of such a model, which --start names), or calcium (whether the arteries are calcified, and where)."""
+    """What is learnt: quality, artery (LCA or RCA; never mirrored), oblique (the side that a clip is filmed from; likewise),
+    contrast, which is stenosis-frames too (the frames of full contrast), or stenosis, which is stenosis-class too (the worst
+    narrowing of those frames), or stenosis-detect (a detector of boxes on the features of such a model, which --start names), or
+    calcium (whether the arteries are calcified, and where)."""
     _: KW_ONLY
     labels: str
     """CSV or Parquet file of labels, local or s3:// (columns: see the module `training.labels`), or the name of a set of

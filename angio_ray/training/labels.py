@@ -56,8 +56,11 @@ TARGETS: dict[str, tuple[str, Any]] = {
     "quality": ("quality", "unsatisfactory"),
     "artery": ("artery", "RCA"),
     "calcium": ("calcified", True),
+    "oblique": ("view", "LAO"),
 }
-"""Task -> the column of its label, and the value that is the positive class."""
+"""Task -> the column of its label, and the value that is the positive class; of a view its first word."""
+_OBLIQUES = ("LAO", "RAO")
+"""First words of views from either side; those from the middle are no label of `oblique`."""
 FRAME_TARGETS = {"contrast": ("first_contrast", "contrast_begin", "contrast_end", "last_contrast")}
 """Task with a class per frame -> the columns that say which frames have which: the middle two, or the outer two where no
 frame is full."""
@@ -565,7 +568,8 @@ def task_clips(clips: pa.Table, task: str = "quality") -> tuple[pa.Table, NDArra
         labelled = clips.filter(pa.array([found is not None for found in classes], pa.bool_()))
     else:
         column = TARGETS[task][0]
-        labelled = clips.filter(pc.is_valid(clips[column]))
+        said = pc.is_in(_first_word(clips[column]), pa.array(_OBLIQUES)) if task == "oblique" else pc.is_valid(clips[column])
+        labelled = clips.filter(said)
     if task != "quality":  # the gate stops these before any other task sees them
         labelled = labelled.filter(pc.fill_null(pc.not_equal(labelled["quality"], "unsatisfactory"), True))
     if not len(labelled):
@@ -581,7 +585,12 @@ def task_clips(clips: pa.Table, task: str = "quality") -> tuple[pa.Table, NDArra
     if task == _NAMED_FRAMES:
         return labelled, np.array([worst_class(found, 2) == 1 for found in labelled["stenoses"].to_pylist()], np.bool_)
     positive = TARGETS[task][1]
-    return labelled, np.array([value == positive for value in labelled[column].to_pylist()], np.bool_)
+    values = _first_word(labelled[column]) if task == "oblique" else labelled[column]
+    return labelled, np.array([value == positive for value in values.to_pylist()], np.bool_)
+
+
+def _first_word(values: pa.ChunkedArray) -> pa.ChunkedArray:
+    return pc.list_element(pc.split_pattern(values, " ", max_splits=1), 0)
 
 
 def check_labels(root: TableRoot, name: str, join: LabelJoin) -> None:

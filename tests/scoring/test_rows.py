@@ -74,3 +74,19 @@ def test_the_view_is_one_of_the_artery_that_was_told(artery, header, view):
     assert (score["artery"], score["view"]) == (artery, view)
     assert (score["view_distance_deg"] is None) == (view is None)
     assert view is None or 0 <= score["view_distance_deg"] < 5
+
+
+@pytest.mark.parametrize(
+    ("oblique", "header", "suspect"),
+    [
+        ("LAO", ClipHeader(primary_angle_deg=-30.0, secondary_angle_deg=0.0), True),
+        ("RAO", ClipHeader(primary_angle_deg=-30.0, secondary_angle_deg=0.0), False),
+        ("LAO", ClipHeader(), None),
+        (None, ClipHeader(primary_angle_deg=-30.0, secondary_angle_deg=0.0), None),
+    ],
+    ids=["other side", "same side", "no angles", "not asked"],
+)
+def test_angles_that_the_picture_contradicts_are_suspect(oblique, header, suspect):
+    told = {} if oblique is None else {"oblique": oblique, "oblique_probability": 0.3, "oblique_threshold": 0.5}
+    score, _ = rows(header, tasks=("oblique",), **told)
+    assert (score["oblique"], score["view_suspect"], score["view"]) == (oblique, suspect, None)

@@ -212,6 +212,15 @@ def test_latest_scores_has_the_artery_of_the_newest_run_asked_for_it_but_a_steno
     assert records(scored, "SELECT has_artery FROM run_summary WHERE run_id = 'arteries'") == [{"has_artery": True}]
 
 
+def test_latest_scores_has_the_side_of_the_newest_run_asked_for_it(scored: TableRoot) -> None:
+    told = {"oblique_status": "scored", "oblique_probability": 0.9, "oblique": "LAO", "view_suspect": True}
+    run_with(scored, "sides", score_rows("sides", [IDS[3]], quality_status=None, quality_probability=None, **told))
+    names = "oblique, view_suspect, oblique_run_id, quality_run_id"
+    found = records(scored, f"SELECT {names} FROM latest_scores WHERE object_id IN ('{IDS[3]}', '{IDS[4]}') ORDER BY object_id")
+    assert [tuple(row.values()) for row in found] == [("LAO", True, "sides", "first"), (None, None, None, "first")]
+    assert records(scored, "SELECT has_oblique FROM run_summary WHERE run_id = 'sides'") == [{"has_oblique": True}]
+
+
 def test_latest_scores_has_the_newest_contrast_frames_but_a_stenosis_keeps_those_it_classified(scored: TableRoot) -> None:
     def frames(begin: int) -> dict[str, object]:
         return {"contrast_begin": begin, "contrast_end": begin + 9, "candidate_frames": [begin, begin + 9]}
