@@ -597,7 +597,8 @@ def _protocol(experiment: Experiment) -> str:
         + " (regions, the classifier left as it is)" * s.regions
         for s in recipe.stages
     )
-    calibrated = recipe.stages[-1].cut and NETS[experiment.net].layout == "BCTHW-maps" and not NETS[experiment.net].num_boxes
+    spec, cut = NETS[experiment.net], any(stage.cut for stage in recipe.stages)
+    calibrated = cut and spec.layout == "BCTHW-maps" and not spec.num_boxes
     return (
         f"Recipe {experiment.recipe_name}: {stages}; begun from {experiment.began_from}. "
         f"Adam, {'half a cosine' if recipe.cosine else 'StepLR'}. "
