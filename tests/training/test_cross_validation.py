@@ -14,6 +14,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pyarrow as pa
 import pyarrow.fs
@@ -35,8 +36,17 @@ from angio_ray.tables.root import TableRoot
 from angio_ray.tables.row_sets import read_set
 from angio_ray.tables.sql import query
 from angio_ray.training.config import TrainConfig
-from angio_ray.training.cross_validation import Rooms, _filesystem, _initial, _why, size_rooms
+from angio_ray.training.cross_validation import (
+    Rooms,
+    _filesystem,
+    _initial,
+    _read_outcome,
+    _why,
+    _write_outcome,
+    size_rooms,
+)
 from angio_ray.training.predictions import read_predictions
+from angio_ray.training.results import Outcome
 from tests.s3 import S3Proxy, S3Server
 
 pytest_plugins = ("tests.s3",)
@@ -532,3 +542,18 @@ def test_an_object_that_cannot_be_read_now_postpones_the_training(
     text = finished(folder, "postponed", 1, env=s3_proxy.env, **places, tables=tables)
     assert "1 objects could not be read (read_error); run the same command again" in text
     assert not read_set(TableRoot(Storage(str(tables))), "folds", fold_set="quality-k2-s0").num_rows
+
+
+@pytest.mark.parametrize("threshold", [None, (0.375, "patches")])
+def test_an_outcome_comes_back_as_it_was_written(threshold: tuple[float, str] | None, tmp_path: Path) -> None:
+    outcome = Outcome(
+        state_dict={"a": torch.ones(2)}, validation_N=np.array([0.25, 0.5], np.float32), test_N=np.array([0.75], np.float32),
+        region_threshold=threshold, epochs=(), best_epoch=3,
+    )  # fmt: skip
+    assert _read_outcome(tmp_path) is None
+    _write_outcome(tmp_path, outcome)
+    found = _read_outcome(tmp_path)
+    assert found is not None
+    assert (found.region_threshold, found.best_epoch, found.epochs) == (threshold, 3, ())
+    assert (found.validation_N.tolist(), found.test_N.tolist()) == ([0.25, 0.5], [0.75])
+    assert torch.equal(found.state_dict["a"], torch.ones(2))

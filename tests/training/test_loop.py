@@ -401,6 +401,14 @@ def test_what_only_fills_a_clip_up_is_not_looked_at_and_has_the_answer_of_the_la
     np.testing.assert_allclose(predict_places(classifier, Filled(frames_NTHW), 6, ONE)[..., :2], whole, atol=1e-5)
 
 
+def test_a_stage_of_few_frames_is_read_evenly() -> None:
+    clips = InMemory(np.arange(8, dtype=np.uint8).reshape(1, 8, 1, 1))
+    few = loop._Thinned(clips, Stage(size=1, frames=4, epochs=1))
+    assert few.num_frames == few.num_shown(np.array([0])) == 4
+    assert few.read(np.array([0])).ravel().tolist() == [0, 2, 4, 6]
+    assert few.read(np.array([0, 0]), np.array([[1], [3]])).ravel().tolist() == [2, 6]
+
+
 def test_the_rate_falls_as_a_cosine_from_step_to_step() -> None:
     recipe = replace(find_recipe("smoke", "stenosis_s"), stages=parse_stages("64x2x4,96x2x1"), cosine=True, learning_rate=1.0)
     made = loop._Loop("stenosis_s", spots(8), spots(4), recipe, 1, ONE, None)
@@ -603,7 +611,10 @@ def _as_worker(rank: int, world: int, port: int, queue: Any) -> None:
     torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=world)
     place = Place(rank=rank, world=world, threads=1)
     normed = fit("normed", part(15, positive=4), part(6, 1), SIMPLE, seed=1, place=place)
-    queue.put((rank, _weights(SIMPLE, part(15, positive=4), place), normed.state_dict["norm.running_mean"].tolist()))
+    squares = replace(find_recipe("smoke", "stenosis_s"), stages=parse_stages("cut64x2x2"), settle_clips=0)
+    maps = fit("stenosis_s", spots(16), spots(7, seed=1), squares, place=place)
+    answers = (normed.state_dict["norm.running_mean"].tolist(), maps.state_dict["cells.bias"].tolist())
+    queue.put((rank, _weights(SIMPLE, part(15, positive=4), place), answers))
     torch.distributed.barrier()
     torch.distributed.destroy_process_group()
 
@@ -626,7 +637,8 @@ def test_two_workers_take_the_steps_of_one() -> None:
     for worker in workers:
         worker.join()
     assert found[0] == found[1]
-    assert answers[0][2] == answers[1][2], "what the workers predict with is not one net"
+    assert answers[0][2] == answers[1][2], "what the workers predict with, calibrated or not, is not one net"
+    assert answers[0][2][1] != [-3.0], "maps were calibrated"
     np.testing.assert_allclose(found[0], _weights(SIMPLE, part(15, positive=4)), atol=2e-3)
 
 
