@@ -19,7 +19,7 @@ from angio_ray.storage import Storage
 from angio_ray.tables import sql
 from angio_ray.tables.root import TableRoot
 
-_MODELS = ("quality", "artery", "contrast")
+_MODELS = ("quality", "artery", "contrast", "stenosis")
 _PATIENTS, _SEED, _SIZE, _FRAMES = 6, 7, 256, (48, 72)
 
 QUERIES = {
@@ -35,6 +35,10 @@ QUERIES = {
     "Which artery, by which view, in which frames full of contrast (the first 8 clips)": """
         SELECT left(clip_id, 8) AS clip, artery, "view", num_frames, contrast_begin, contrast_end, candidate_frames
         FROM scores WHERE artery IS NOT NULL ORDER BY clip LIMIT 8""",
+    "The worst narrowing of each study (null: not both arteries were scored, and none found)": """
+        SELECT left(study_id, 8) AS study, num_clips, num_gated, num_lca_clips, num_rca_clips, complete,
+               round(stenosis_probability, 3) AS p_stenosis, stenosis_positive, len(views_missing) AS views_missing
+        FROM study_scores ORDER BY study""",
 }
 
 
@@ -61,7 +65,10 @@ def demo(out: Path) -> int:
         sql.write_result(sql.query(root, query))
     labels, report = clips / "labels.parquet", out / "report.html"
     say.print(f"\n4. angio-ray evaluate --run demo --labels {labels} --tables {tables}")
-    evaluate_run(root, "demo", str(labels), key=optional_key(str(tables), None)).print(say)
+    key = optional_key(str(tables), None)
+    evaluate_run(root, "demo", str(labels), key=key).print(say)
+    say.print("\n   and with --task stenosis")
+    evaluate_run(root, "demo", str(labels), key=key, task="stenosis").print(say)
     say.print(f"\n5. angio-ray report --run demo --tables {tables} --out {report}")
     write_report(root, report, runs=["demo"])
     say.print(f"   {report.resolve()}")
