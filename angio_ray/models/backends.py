@@ -196,9 +196,10 @@ def torch_runner(ensemble: Ensemble, choice: BackendChoice, *, num_threads: int 
     torch.set_num_threads(num_threads)
     module = ensemble.eval().to(choice.device)
     if choice.channels_last:
-        kernels = torch.channels_last_3d if ensemble.layout == "BCTHW" else torch.channels_last
+        from angio_ray.models.classifier import kernel_format
+
         for member in ensemble.members:
-            member.net.to(memory_format=kernels)
+            member.net.to(memory_format=kernel_format(member))
 
     def run(x_BTHW: np.ndarray) -> np.ndarray:
         chunk = _CPU_CHUNK if choice.device == "cpu" else max(1, len(x_BTHW))

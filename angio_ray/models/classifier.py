@@ -120,6 +120,11 @@ class ClipClassifier(nn.Module):
         return x_BTHW.to(torch.float32).unsqueeze(1) * self.scale + self.shift
 
 
+def kernel_format(net: nn.Module) -> torch.memory_format:
+    """How a net's weights lie in memory for kernels that go through the channels last: of 3 or of 2 dimensions."""
+    return torch.channels_last_3d if any(isinstance(part, nn.Conv3d) for part in net.modules()) else torch.channels_last
+
+
 def pooled(maps_BTKhw: Tensor, pool: Pool) -> Tensor:
     """Logits of the frames, (B, T, K), the first class's at 0, of log-odds against it in each cell, (B, T, K - 1, h, w)."""
     return pooled_cells(maps_BTKhw.flatten(3).float(), pool)

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from angio_ray.models.classifier import ClipClassifier
+from angio_ray.models.classifier import ClipClassifier, kernel_format
 
 
 def fit_for_training(classifier: ClipClassifier, device: torch.device) -> None:
@@ -22,7 +22,7 @@ def fit_for_training(classifier: ClipClassifier, device: torch.device) -> None:
     any_input_size(classifier)
     if device.type == "cpu":
         quick_on_cpu(classifier)
-    layout = torch.channels_last_3d if classifier.layout == "BCTHW" else torch.channels_last  # kernels of 3 or 2 dimensions
+    layout = kernel_format(classifier.net)
     # the net alone: the normalisation's buffers have five dimensions in 2D nets too
     classifier.to(device).net.to(memory_format=layout)
 

@@ -224,7 +224,7 @@ def test_rows_compare_without_tables(root: TableRoot) -> None:
     ("arguments", "message"),
     [
         (("a", "other"), "there is no run other in these tables; there is a"),
-        (("a", "a", "nonsense"), "no task 'nonsense' to compare: one of quality, artery, stenosis, calcium"),
+        (("a", "a", "nonsense"), "no task 'nonsense' to compare: one of quality, artery, oblique, stenosis, calcium"),
     ],
 )
 def test_what_is_not_there_is_one_line(root: TableRoot, arguments: tuple[str, ...], message: str) -> None:

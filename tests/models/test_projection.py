@@ -3,7 +3,7 @@ from __future__ import annotations
 import torch
 
 from angio_ray.models import NETS, TASKS
-from angio_ray.models.classifier import ClipClassifier
+from angio_ray.models.classifier import ClipClassifier, kernel_format
 from angio_ray.models.contrast import WHOLE_112
 from angio_ray.models.projection import Projection
 
@@ -27,3 +27,9 @@ def test_it_shares_the_input_of_the_frames_of_full_contrast() -> None:
     with torch.no_grad():
         logits = ClipClassifier(spec).eval().logits(torch.zeros(2, 40, 112, 112, dtype=torch.uint8))
     assert logits.shape == (2, 2)
+
+
+def test_its_weights_lie_as_kernels_of_two_dimensions_want_them() -> None:
+    assert kernel_format(NETS["projection_2d"].build()) == torch.channels_last
+    assert kernel_format(NETS["x3d_s"].build()) == torch.channels_last_3d
+    assert kernel_format(NETS["r18_2d"].build()) == torch.channels_last
