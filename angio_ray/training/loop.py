@@ -370,6 +370,9 @@ class _Loop:
             if isinstance(module, nn.modules.dropout._DropoutNd) and recipe.dropout is not None:
                 module.p = recipe.dropout
         self.model: nn.Module = _Trained(self.classifier)
+        drawing = getattr(self.classifier.net, "vessels", None)
+        if drawing is not None and not (recipe.vessel_weight and any(train.vessels)):
+            drawing.requires_grad_(False)  # nothing teaches it, and several workers would wait for its gradient
         if place.world > 1:
             self.model = DistributedDataParallel(
                 self.model, device_ids=None if self.device.type == "cpu" else [self.device]
