@@ -15,7 +15,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -41,16 +40,7 @@ def cached_clips(folder: Path, net: str, count: int) -> CachedClips:
         {"entry": entry_name(str(i), "e"), "input": frames[i].tobytes(), "frames": shown, "reason": None, "detail": None}
         for i in range(count)
     ]
-    schema = pa.schema(
-        [
-            ("entry", pa.string()), ("input", pa.large_binary()), ("frames", pa.list_(pa.int32())), ("reason", pa.string()),
-            ("detail", pa.string()),
-        ]
-    )  # fmt: skip
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, schema) as writer:
-        writer.write_batch(pa.RecordBatch.from_pylist(rows, schema))
-    cache.folder.write_bytes(cache.folder.child("shard-0.arrow"), sink.getvalue().to_pybytes())
+    cache._write(rows)
     return cache.open([str(i) for i in range(count)], ["e"] * count)
 
 

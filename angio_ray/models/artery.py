@@ -1,20 +1,17 @@
 """Which coronary artery a clip shows, left or right: from the pixels alone, so that angles cannot vouch for themselves.
 
-The stenosis paper (spec section 2) sorts its runs by a small classifier before anything else. Ours sees the whole run, in the
-input that the frames of full contrast are sought in: two seconds of it, as the quality nets see (they can be trained for this,
-too), may lie before the contrast comes. Knows nothing of tables, gates or Ray.
+The stenosis paper (spec section 2) sorts its runs by a small classifier before anything else. The bundle that ships has one of
+the quality task's nets and its input, two seconds of a run; `projection_2d` sees the whole run, in the input that the frames of
+full contrast are sought in, since contrast may come later than that. Knows nothing of tables, gates or Ray.
 
 Shapes: B clips, T frames, H x W pixels.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-import numpy as np
-
-from angio_ray.models.backends import TwoClassScorer
+from angio_ray.models.backends import NamingScorer
 from angio_ray.models.contrast import WHOLE_112
 from angio_ray.models.interface import NetSpec
 
@@ -25,19 +22,11 @@ CLASSES = ("LCA", "RCA")
 COLUMNS = ("artery", "artery_probability", "artery_threshold")
 
 
-class ArteryScorer(TwoClassScorer):
+class ArteryScorer(NamingScorer):
     """Name of the artery that a clip shows, and the probability that it is the right one."""
 
     task = "artery"
-
-    def __call__(
-        self,
-        inputs: Mapping[str, np.ndarray],
-        frames: Mapping[str, Sequence[np.ndarray]] | None = None,
-        known: Mapping[str, Sequence[Any]] | None = None,
-    ) -> dict[str, np.ndarray]:
-        """Sort B clips: {window name: uint8 (B, T, H, W)} -> COLUMNS, each of length B; see `TwoClassScorer.named`."""
-        return self.named(inputs, CLASSES)
+    classes = CLASSES
 
 
 def _projection_2d() -> nn.Module:

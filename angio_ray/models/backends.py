@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, MutableMapping, Sequenc
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -175,15 +175,26 @@ class TwoClassScorer(CompiledScorer):
         """Probability of the last class: {window name: uint8 (B, T, H, W)} -> float32 (B,). ValueError as above."""
         return np.ascontiguousarray(self.probabilities(inputs)[:, -1])
 
-    def named(self, inputs: Mapping[str, np.ndarray], classes: Sequence[str]) -> dict[str, np.ndarray]:
-        """Columns <task>, <task>_probability and <task>_threshold, each of length B.
 
-        The first holds the second class's name where its probability reaches the threshold, else the first's name. ValueError as
-        above.
+class NamingScorer(TwoClassScorer):
+    """The scorers of tasks whose answer is the name of one of two classes."""
+
+    classes: tuple[str, str]
+
+    def __call__(
+        self,
+        inputs: Mapping[str, np.ndarray],
+        frames: Mapping[str, Sequence[np.ndarray]] | None = None,
+        known: Mapping[str, Sequence[Any]] | None = None,
+    ) -> dict[str, np.ndarray]:
+        """Sort B clips: {window name: uint8 (B, T, H, W)} -> <task>, <task>_probability, <task>_threshold, each of length B.
+
+        The first is the second class's name where its probability reaches the bundle's threshold, else the first's; the second
+        is that probability, float32 in 0..1 as the threshold. ValueError when the net returns no number (NaN) for a clip.
         """
         probability = self.positive(inputs)
         return {
-            self.task: np.where(probability >= self.threshold, classes[1], classes[0]),
+            self.task: np.where(probability >= self.threshold, self.classes[1], self.classes[0]),
             f"{self.task}_probability": probability,
             f"{self.task}_threshold": np.full_like(probability, self.threshold),
         }

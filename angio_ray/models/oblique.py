@@ -8,27 +8,14 @@ Shapes: B clips, T frames, H x W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
-
-import numpy as np
-
-from angio_ray.models.backends import TwoClassScorer
+from angio_ray.models.backends import NamingScorer
 
 CLASSES = ("RAO", "LAO")
 COLUMNS = ("oblique", "oblique_probability", "oblique_threshold")
 
 
-class ObliqueScorer(TwoClassScorer):
+class ObliqueScorer(NamingScorer):
     """The side, and the probability that it is the left one."""
 
     task = "oblique"
-
-    def __call__(
-        self,
-        inputs: Mapping[str, np.ndarray],
-        frames: Mapping[str, Sequence[np.ndarray]] | None = None,
-        known: Mapping[str, Sequence[Any]] | None = None,
-    ) -> dict[str, np.ndarray]:
-        """Sort B clips: {window name: uint8 (B, T, H, W)} -> COLUMNS, each of length B; see `TwoClassScorer.named`."""
-        return self.named(inputs, CLASSES)
+    classes = CLASSES

@@ -568,8 +568,7 @@ def task_clips(clips: pa.Table, task: str = "quality") -> tuple[pa.Table, NDArra
         labelled = clips.filter(pa.array([found is not None for found in classes], pa.bool_()))
     else:
         column = TARGETS[task][0]
-        said = pc.is_in(_first_word(clips[column]), pa.array(_OBLIQUES)) if task == "oblique" else pc.is_valid(clips[column])
-        labelled = clips.filter(said)
+        labelled = clips.filter(pc.is_valid(_target_values(clips, task)))
     if task != "quality":  # the gate stops these before any other task sees them
         labelled = labelled.filter(pc.fill_null(pc.not_equal(labelled["quality"], "unsatisfactory"), True))
     if not len(labelled):
@@ -585,12 +584,16 @@ def task_clips(clips: pa.Table, task: str = "quality") -> tuple[pa.Table, NDArra
     if task == _NAMED_FRAMES:
         return labelled, np.array([worst_class(found, 2) == 1 for found in labelled["stenoses"].to_pylist()], np.bool_)
     positive = TARGETS[task][1]
-    values = _first_word(labelled[column]) if task == "oblique" else labelled[column]
-    return labelled, np.array([value == positive for value in values.to_pylist()], np.bool_)
+    return labelled, np.array([value == positive for value in _target_values(labelled, task).to_pylist()], np.bool_)
 
 
-def _first_word(values: pa.ChunkedArray) -> pa.ChunkedArray:
-    return pc.list_element(pc.split_pattern(values, " ", max_splits=1), 0)
+def _target_values(clips: pa.Table, task: str) -> pa.ChunkedArray:
+    """What the labels say of each clip for the task; null where nothing."""
+    values = clips[TARGETS[task][0]]
+    if task != "oblique":
+        return values
+    words = pc.list_element(pc.split_pattern(values, " ", max_splits=1), 0)
+    return pc.if_else(pc.is_in(words, pa.array(_OBLIQUES)), words, pa.scalar(None, pa.string()))
 
 
 def check_labels(root: TableRoot, name: str, join: LabelJoin) -> None:

@@ -286,7 +286,7 @@ def predict(
         p = torch.softmax(classifier.logits(x_BTHW).float(), dim=-1)
         return p if _per_frame(classifier) else p[:, -1]
 
-    return _said(classifier, clips, num_clips, place or Place(), _at_once(classifier, _PREDICTED_AT_ONCE), probability)
+    return _said(classifier, clips, np.arange(num_clips), place or Place(), _at_once(classifier, _PREDICTED_AT_ONCE), probability)
 
 
 @torch.no_grad()
@@ -295,7 +295,7 @@ def predict_places(
 ) -> NDArray[np.float32]:
     """All that nets with maps, or of regions, say, (N, T, K + h * w + D * 5), or (N, K + 5 + 5 * P * P), for `taken_apart` of the
     modules `stenosis` or `calcium`."""
-    return _said(classifier, clips, num_clips, place or Place(), _WHOLE_CLIPS_AT_ONCE, classifier)
+    return _said(classifier, clips, np.arange(num_clips), place or Place(), _WHOLE_CLIPS_AT_ONCE, classifier)
 
 
 @torch.no_grad()
@@ -307,27 +307,28 @@ def predict_patches(
     def probability(x_B2HW: Tensor) -> Tensor:
         return torch.sigmoid(classifier.verdicts(x_B2HW).float())
 
-    return _said(classifier, clips, num_clips, place or Place(), _WHOLE_CLIPS_AT_ONCE, probability)
+    return _said(classifier, clips, np.arange(num_clips), place or Place(), _WHOLE_CLIPS_AT_ONCE, probability)
 
 
 def _said(
     classifier: ClipClassifier,
     clips: Readable,
-    num_clips: int,
+    rows_N: NDArray[np.intp],
     place: Place,
     at_once: int,
     answer: Callable[[Tensor], Tensor],
 ) -> NDArray[np.float32]:
-    """The answers to all clips, (N, ...), on every process. Nets that see each frame by itself are asked once for each."""
+    """The answers to these clips, (N, ...), on every process. Nets that see each frame by itself are asked once for each."""
     classifier.eval()
-    parts = _batches_of(_share(np.arange(num_clips), place), at_once)
+    parts = _batches_of(_share(rows_N, place), at_once)
     alone = classifier.layout == "BCTHW-maps"
     places = [np.tile(np.arange(clips.num_shown(rows)), (len(rows), 1)) if alone else None for rows in parts]
     found = []
     for x in _read_ahead(clips, parts, places=places):
         said = answer(x.to(place.device)).float().cpu().numpy()
         if alone:
-            said = np.pad(said, ((0, 0), (0, clips.num_frames - said.shape[1]), (0, 0)), mode="edge")
+            missing = clips.num_frames - said.shape[1]
+            said = np.pad(said, [(0, 0), (0, missing), *[(0, 0)] * (said.ndim - 2)], mode="edge")
         found.append(said)
     return np.asarray(_gathered(found, place), np.float32)
 
@@ -900,16 +901,8 @@ class _Loop:
         """Of nets that learnt from squares: let a frame's probability be one, judged by validation frames."""
         target_NT = torch.from_numpy(self.validation.target_N)
         rows = np.random.default_rng((self.seed, 0, 2)).permutation(len(target_NT))[:_CALIBRATED_BY]
-        self.classifier.eval()
-        mine = _batches_of(_share(rows, self.place), _WHOLE_CLIPS_AT_ONCE)
-        # what only fills a clip up has no class, so its answers are never looked at
-        places = [np.tile(np.arange(self.validation.clips.num_shown(part)), (len(part), 1)) for part in mine]
-        maps = []
-        for x in _read_ahead(self.validation.clips, mine, places=places):
-            cells_BTKC = self.classifier.maps(x.to(self.device)).flatten(3).half().cpu().numpy()
-            missing = target_NT.shape[1] - cells_BTKC.shape[1]
-            maps.append(np.pad(cells_BTKC, ((0, 0), (0, missing), (0, 0), (0, 0)), mode="edge"))
-        cells_NKC = torch.from_numpy(_gathered(maps, self.place)).flatten(0, 1)
+        maps = _said(self.classifier, self.validation.clips, rows, self.place, _WHOLE_CLIPS_AT_ONCE, self.classifier.maps)
+        cells_NKC = torch.from_numpy(maps).flatten(0, 1).flatten(2)
         target_N = target_NT[rows].flatten()
         judged_N = target_N >= 0
         pool = self.classifier.pool
