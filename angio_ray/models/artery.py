@@ -37,6 +37,7 @@ def _projection_2d() -> nn.Module:
 
 NETS: dict[str, NetSpec] = {
     "projection_2d": NetSpec(
-        name="projection_2d", build=_projection_2d, window=WHOLE_112, layout="BCTHW", cost_input=(3, 200, 112, 112)
+        name="projection_2d", build=_projection_2d, window=WHOLE_112, layout="BCTHW", cost_input=(3, 200, 112, 112),
+        autocast=True,
     )
 }

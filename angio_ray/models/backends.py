@@ -123,6 +123,8 @@ def for_net(choice: BackendChoice, net: str) -> BackendChoice:
 
     if NETS[net].varying:
         return BackendChoice(device=choice.device)
+    if NETS[net].autocast and choice.backend == "openvino" and choice.precision == "bfloat16":
+        return replace(choice, backend="torch", channels_last=True)
     return replace(choice, precision="float32") if NETS[net].exact else choice
 
 

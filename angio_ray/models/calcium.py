@@ -205,7 +205,7 @@ def _region_only(name: str) -> nn.Module:
 
 def _spec(name: str, build: Any, *, varying: bool = False) -> NetSpec:
     return NetSpec(
-        name=name, build=build, window=PAIR_512, layout="B2HW-regions", cost_input=(2, 256, 256), varying=varying
+        name=name, build=build, window=PAIR_512, layout="B2HW-regions", cost_input=(2, 256, 256), autocast=True, varying=varying
     )
 
 

@@ -66,6 +66,9 @@ class NetSpec:
     """Name of the net whose weights are a part of this one's: it may begin from a bundle of that."""
     exact: bool = False
     """Always in float32, whatever the run's precision: what follows from small differences, at little cost."""
+    autocast: bool = False
+    """In bfloat16 by torch's autocast alone, which leaves in float32 what comes before the first convolution: where that tells a
+    pixel from its surroundings, OpenVINO, which rounds from the input on, was 0.11 beside in a probability."""
     varying: bool = False
     """What a pass computes depends on what it finds: nobody counts it, and torch alone runs it."""
 

@@ -214,10 +214,10 @@ NETS: dict[str, NetSpec] = {
     spec.name: spec
     for classes, suffix in ((TWO_CLASSES, ""), (THREE_CLASSES, "_3cat"))
     for spec in (
-        _spec("stenosis_s", classes, suffix, window=NAMED_512, pool="logsumexp", cost_input=(3, 1, 512, 512)),
+        _spec("stenosis_s", classes, suffix, window=NAMED_512, pool="logsumexp", cost_input=(3, 1, 512, 512), autocast=True),
         _spec(
             "stenosis_fpn", classes, suffix, window=NAMED_512, pool="logsumexp", cost_input=(3, 1, 512, 512), num_boxes=NUM_BOXES,
-            part=f"stenosis_s{suffix}",
+            part=f"stenosis_s{suffix}", autocast=True,
         ),
         _spec("inception_v3", classes, suffix, window=NAMED_299, pool="mean", cost_input=(3, 1, 299, 299)),
     )

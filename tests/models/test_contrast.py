@@ -128,6 +128,13 @@ def test_a_run_in_bfloat16_finds_frames_in_float32() -> None:
     assert for_net(BackendChoice(precision="bfloat16"), "x3d_s").precision == "bfloat16"
 
 
+def test_what_tells_a_pixel_from_its_surroundings_runs_in_bfloat16_by_autocast_beside_nets_in_openvino() -> None:
+    native = BackendChoice(backend="openvino", precision="bfloat16")
+    assert for_net(native, "stenosis_s") == BackendChoice(precision="bfloat16", channels_last=True)
+    assert for_net(native, "x3d_s") == native
+    assert for_net(BackendChoice(backend="openvino"), "stenosis_s") == BackendChoice(backend="openvino")
+
+
 def test_vessel_curves_follow_the_contrast_however_bright_the_clip_is() -> None:
     """Thin dark lines that come, stay and go; half as much light, and half as much contrast, leave the curves as they are."""
     filling_T = np.interp(np.arange(30), [0, 8, 12, 20, 26, 29], [0, 0, 1, 1, 0.1, 0.1])
