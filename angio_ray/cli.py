@@ -435,6 +435,35 @@ def calibrate(
 
 
 @app.command
+def join_views(*, bundle: Path, view: Annotated[list[str], Parameter(negative="")], out: Path) -> int:
+    """Put models of single views into a stenosis bundle: clips of these are given to them, others to the bundle's own.
+
+    Parameters
+    ----------
+    bundle:
+        Folder of the bundle for all other clips; its threshold is that of all.
+    view:
+        RCA=FOLDER, or "LAO cranial=FOLDER" and the other three views of the LCA; may be given several times. Such models are
+        trained by `train stenosis-class --only artery=RCA`, or --only artery=LCA --only view="LAO cranial".
+    out:
+        New folder; `score --bundles DIR` finds it as DIR/stenosis.
+    """
+    from angio_ray.models.bundles import load_bundle, save_bundle
+    from angio_ray.scoring.config import ConfigError
+
+    pairs = [entry.partition("=") for entry in view]
+    if (out / "bundle.json").exists():
+        raise ConfigError(f"--out {out}: holds a bundle already, name a new folder")
+    if bad := [name for name, _, folder in pairs if not folder]:
+        raise ConfigError(f"--view {bad[0]}: a view, = and a folder")
+    with _argument_errors():
+        joined = load_bundle(bundle).with_views({name: load_bundle(folder) for name, _, folder in pairs})
+        save_bundle(out, joined)
+    Console(highlight=False).print(f"bundle: {out}, with models of {', '.join(joined.views)}", soft_wrap=True)
+    return 0
+
+
+@app.command
 def review(
     *,
     tables: Tables,

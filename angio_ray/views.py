@@ -31,6 +31,9 @@ After table 2 of Di Mario and Sutaria, Coronary angiography in the angioplasty e
 2005; 91:968-976; laboratories differ by some ten degrees. "AP cranial" is the paper's shallow LAO/RAO cranial.
 """
 
+OWN_MODEL = ("RCA", *VIEWS["LCA"])
+"""What the stenosis paper has a model each for: the right artery, whatever its view, and each view of the left."""
+
 FARTHEST_DEG = 25.0
 """A beam farther than this from every middle shows no standard view."""
 LEAST_OBLIQUE_DEG = 10.0
@@ -70,6 +73,14 @@ def nearest_view(
         key=lambda view: view.distance_deg,
     )
     return found if found.distance_deg <= FARTHEST_DEG else None
+
+
+def own_model(artery: str | None, view: str | None, suspect: bool | None = None) -> str | None:
+    """Which of OWN_MODEL a clip is for; None where artery or view is not known, or picture and angles disagree."""
+    if suspect or artery is None:
+        return None
+    name = "RCA" if artery == "RCA" else view
+    return name if name in OWN_MODEL else None
 
 
 def is_suspect(oblique: str | None, primary_deg: float | None, *, moving: bool = False) -> bool | None:

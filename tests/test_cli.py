@@ -20,6 +20,7 @@ import pytest
 
 from angio_ray.cli import app, job, main, tables_app
 from angio_ray.clip import Reason
+from angio_ray.models.bundles import SHIPPED, load_bundle
 from angio_ray.scoring.config import IndexConfig, ScoreConfig
 from angio_ray.storage import Storage
 from angio_ray.tables.root import TableRoot
@@ -166,6 +167,8 @@ SCORE = ["score", "clips", "--tables", "new", "--run", "r"]
         (["phantom", ""], "an empty path"),
         (["phantom", "clips"], "clips holds patients of another set"),
         (["phantom-ct", "new", "--rotations", "0"], "rotations must be 1 to 100"),
+        (["join-views", "--bundle", "absent", "--view", "RCA=x", "--out", "new"], "no bundle in absent: bundle.json"),
+        (["join-views", "--bundle", "absent", "--view", "RCA", "--out", "new"], "--view RCA: a view, = and a folder"),
         (["tables", "compact", "--tables", "absent"], "there is no table runs"),
         (["tables", "compact", "--tables", "tables", "--run", "x"], "there is no run x"),
         (["tables", "vacuum", "--tables", "tables", "--hours", "1"], "vacuum keeps at least 168 hours"),
@@ -317,6 +320,17 @@ def test_an_unreachable_bucket_is_said_in_seconds(
     assert "no connection" in line
     assert "secret" not in line
     assert made(tmp_path) == []
+
+
+def test_models_of_views_are_joined_and_read_as_one(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    one, out = str(SHIPPED / "stenosis"), tmp_path / "joined" / "stenosis"
+    assert main(["join-views", "--bundle", one, "--view", f"RCA={one}", "--view", f"LAO cranial={one}", "--out", str(out)]) == 0
+    assert "with models of RCA, LAO cranial" in capsys.readouterr().out
+    assert sorted(p.name for p in out.iterdir() if p.is_dir()) == ["LAO_cranial", "RCA"]
+    assert list(load_bundle(out).views) == ["LAO cranial", "RCA"]
+    assert "name a new folder" in complaint(["join-views", "--bundle", one, "--view", f"RCA={one}", "--out", str(out)], capsys)
+    again = ["join-views", "--bundle", one, "--view", f"LCA={one}", "--out", str(tmp_path / "new")]
+    assert "no model of LCA; there is RCA, LAO cranial" in complaint(again, capsys)
 
 
 def test_doctor_takes_several_places(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -22,16 +22,16 @@ MAY_IMPORT: dict[str, set[str]] = {
     "views": set(),
     "pseudonyms": {"clip", "storage"},
     "dicom": {"clip", "sampling"},
-    "models": {"clip", "sampling"},
+    "models": {"clip", "sampling", "views"},
     "tables": {"clip", "views"},
     "phantom": {"clip", "sampling", "views", "storage", "dicom"},
     "evaluation": {"clip", "tables"},
     "scoring": {"clip", "storage", "sampling", "views", "pseudonyms", "dicom", "models", "tables"},
     "training": {
-        "clip", "storage", "sampling", "pseudonyms", "dicom", "models", "tables", "phantom", "evaluation", "scoring",
+        "clip", "storage", "sampling", "views", "pseudonyms", "dicom", "models", "tables", "phantom", "evaluation", "scoring",
     },
     "judging": {
-        "clip", "storage", "sampling", "pseudonyms", "dicom", "models", "tables", "evaluation", "training", "scoring",
+        "clip", "storage", "sampling", "views", "pseudonyms", "dicom", "models", "tables", "evaluation", "training", "scoring",
     },
 }
 # What starts the rest: nothing inside imports these, and they may know all.

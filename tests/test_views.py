@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from angio_ray.views import VIEWS, Artery, between_beams_deg, is_suspect, nearest_view
+from angio_ray.views import VIEWS, Artery, between_beams_deg, is_suspect, nearest_view, own_model
 
 
 @pytest.mark.parametrize(
@@ -59,3 +59,11 @@ def test_angles_are_suspect_where_the_picture_shows_the_other_side() -> None:
     assert is_suspect("LAO", None) is None
     assert is_suspect("LAO", 40.0, moving=True) is None
     assert is_suspect("RAO", 9.0) is None  # neither side
+
+
+def test_the_right_artery_has_one_model_the_left_one_for_each_view() -> None:
+    assert [own_model("RCA", view) for view in ("LAO", None)] == ["RCA", "RCA"]
+    assert own_model("LCA", "RAO cranial") == "RAO cranial"
+    assert own_model("LCA", "RAO cranial", suspect=True) is None
+    assert own_model("RCA", "LAO", suspect=True) is None
+    assert [own_model("LCA", None), own_model(None, "RAO cranial"), own_model("LCA", "spider")] == [None] * 3

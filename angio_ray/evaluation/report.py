@@ -75,6 +75,8 @@ class Example:
     threshold: float
     frames: tuple[int, ...] | None = None
     """The file's frames that the model saw, where they were named one by one."""
+    view: str | None = None
+    """Which of `views.OWN_MODEL` the clip is for."""
     picture: bytes | None = None
     """An animated WebP: frames as the model saw them, beside the same with the heat map."""
     size: tuple[int, int] = (0, 0)

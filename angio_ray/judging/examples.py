@@ -30,6 +30,7 @@ from angio_ray.models import TASKS
 from angio_ray.models.bundles import Bundle
 from angio_ray.sampling import ClipWindow
 from angio_ray.storage import ObjectInfo, Storage, StorageUnavailable
+from angio_ray.views import own_model
 
 log = logging.getLogger(__name__)
 
@@ -48,17 +49,23 @@ class FrameMap:
     """What a net with maps finds in single frames, on the CPU."""
 
     def __init__(self, bundle: Bundle) -> None:
-        self._model = bundle.ensemble().requires_grad_(False)
-        self._num_classes, self._num_boxes = len(bundle.classes), self._model.num_boxes * len(bundle.weights)
+        every = [(None, bundle), *bundle.views.items()]
+        self._models = {view: (own, own.ensemble().requires_grad_(False)) for view, own in every}
 
-    def __call__(self, frames_THW: np.ndarray) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
-        """Of each frame: probability of any class but the first, the map (T, h, w), and boxes as shares of the sides."""
+    def __call__(self, frames_THW: np.ndarray, view: str | None = None) -> tuple[np.ndarray, np.ndarray, list[np.ndarray]]:
+        """Of each frame: probability of any class but the first, the map (T, h, w), and boxes as shares of the sides.
+
+        `view`: which of `views.OWN_MODEL` the clip is for."""
         import torch
 
-        from angio_ray.models.stenosis import positive, shown_boxes, taken_apart
+        from angio_ray.models.stenosis import NETS, positive, shown_boxes, taken_apart, with_view
 
-        found_TX = self._model(torch.from_numpy(np.array(frames_THW))[None])[0].numpy()
-        p_TK, heat_Thw, boxes_TD5 = taken_apart(found_TX, self._num_classes, self._num_boxes)
+        own, model = self._models.get(view, self._models[None])
+        frames_1THW = np.array(frames_THW)[None]
+        if NETS[own.net].sees_view:
+            frames_1THW = with_view(frames_1THW, [view])
+        found_TX = model(torch.from_numpy(frames_1THW))[0].numpy()
+        p_TK, heat_Thw, boxes_TD5 = taken_apart(found_TX, len(own.classes), model.num_boxes * len(own.weights))
         boxes = [None] * len(heat_Thw) if boxes_TD5 is None else boxes_TD5
         return positive(p_TK), heat_Thw, [shown_boxes(*both) for both in zip(heat_Thw, boxes, strict=True)]
 
@@ -97,6 +104,11 @@ def seen_frames(row: Mapping[str, Any], task: str) -> tuple[int, ...] | None:
     if TASKS[task].paired_frames:
         return tuple(frame for pair in row["calcium_frames"] or () for frame in (pair["mask_frame"], pair["frame"]))
     return tuple(one["frame"] for one in row["stenosis_frames"] or ()) if TASKS[task].named_frames else None
+
+
+def seen_view(row: Mapping[str, Any]) -> str | None:
+    """For which of `views.OWN_MODEL` a clip with this row of `scores` is."""
+    return own_model(row["artery"], row["view"], row["view_suspect"])
 
 
 def add_pictures(
@@ -154,7 +166,8 @@ def _of_bundle(
             if cam is None:
                 example.note = "no heat map: the bundle that scored it was not found"
             elif isinstance(cam, (FrameMap, PairRegions)):
-                probability_T, heat_THW, boxes = cam(inputs[seen.name])
+                of_view = {"view": example.view} if isinstance(cam, FrameMap) else {}
+                probability_T, heat_THW, boxes = cam(inputs[seen.name], **of_view)
                 if abs(float(probability_T.max()) - example.probability) > _DIFFERS:
                     example.note = f"computed anew for the picture: {probability_T.max():.3f}"
             else:

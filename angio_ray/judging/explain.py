@@ -14,7 +14,7 @@ from typing import Any
 
 from angio_ray.evaluation.report import Example
 from angio_ray.evaluation.report_data import ReportTables, open_tables
-from angio_ray.judging.examples import add_pictures, seen_frames
+from angio_ray.judging.examples import add_pictures, seen_frames, seen_view
 from angio_ray.judging.labelled import find_bundle
 from angio_ray.models import TASKS
 from angio_ray.tables.root import TableRoot, TablesError
@@ -69,7 +69,7 @@ def explain(
     example = Example(
         model=task, data=row["run_id"], outcome=None, clip_id=row["clip_id"], patient_id=row["patient_id"],
         bundle=dict(row["bundles"] or ()).get(task), probability=row[f"{task}_probability"], threshold=row[f"{task}_threshold"],
-        frames=seen_frames(row, task),
+        frames=seen_frames(row, task), view=seen_view(row),
     )  # fmt: skip
     add_pictures(
         [example], places, lambda digest: find_bundle(digest, bundles), assume_fps=config.get("assume_fps"), size_px=_SHOWN_PX

@@ -20,7 +20,7 @@ from angio_ray.evaluation.bootstrap import RESAMPLES
 from angio_ray.evaluation.paper import NET_NAMES
 from angio_ray.evaluation.report import Example, OtherTask, Report, net_of, pick_examples, render
 from angio_ray.evaluation.report_data import ModelOnSet, ReportTables, RunFacts, open_tables
-from angio_ray.judging.examples import add_pictures, seen_frames
+from angio_ray.judging.examples import add_pictures, seen_frames, seen_view
 from angio_ray.judging.labelled import bundle_folders
 from angio_ray.models import NETS, TASKS
 from angio_ray.models.bundles import SHIPPED, Bundle, BundleError, load_bundle
@@ -195,6 +195,7 @@ def _other_task(
             rows = {row["clip_id"]: row for row in tables.scored(chosen.source, [example.clip_id for example in shown])}
             for example in shown:
                 example.frames = seen_frames(rows[example.clip_id], task)
+                example.view = seen_view(rows[example.clip_id])
         run = runs.get(chosen.source)
         places = tables.clip_places([example.clip_id for example in shown])
         add_pictures(shown, places, find_bundle, assume_fps=run.config.get("assume_fps") if run else None)

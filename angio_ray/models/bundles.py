@@ -3,6 +3,7 @@
     bundle.json           what it is: task, net, input, classes, threshold, origin, digests
     weights.safetensors   the net's state dict (weights-0, weights-1 ... for an ensemble)
     MODEL_CARD.md         for people; not read by the program
+    RCA/, LAO_cranial/    of bundles with models of views: these, each a bundle
 
 No pickle is ever loaded. A Bundle holds plain values and bytes, so it travels through Ray as it is; torch builds its
 nets from it where they run.
@@ -20,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from angio_ray.models.interface import NetSpec
 from angio_ray.sampling import ClipWindow
+from angio_ray.views import OWN_MODEL
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,6 +65,9 @@ class Bundle:
     """Keyed hashes of the patients it has seen, sorted: their rows are in-sample in any evaluation."""
     threshold_from: str | None = None
     """The clips that a threshold set after the training is from; None where it is the training's own."""
+    views: Mapping[str, Bundle] = field(default_factory=dict, repr=False)
+    """Models of the same task for clips of one artery or view (`views.OWN_MODEL`) in place of this one, at this one's threshold;
+    `with_views` puts them there."""
     weights: tuple[bytes, ...] = field(repr=False)
     """safetensors files; several make an ensemble (mean of probabilities)."""
     digest: str
@@ -79,6 +84,8 @@ class Bundle:
         spec = _check_facts(self, name)
         for number, data in enumerate(self.weights if weights else ()):
             _check_weights(self, spec, data, f"{name}, weights {number}" if len(self.weights) > 1 else name)
+        for view, own in self.views.items():
+            own.check(f"{name}, {view}", weights=weights)
 
     def ensemble(self) -> Ensemble:
         """The nets with their weights, on the CPU in eval mode: uint8 (B, T, H, W) -> probabilities (B, K), or (B, T, K)."""
@@ -109,6 +116,19 @@ class Bundle:
             threshold_from=threshold_from,
             training_patients=tuple(sorted({*self.training_patients, *patients})),
         )
+        changed = replace(changed, digest=_digest(changed))
+        changed.check(weights=False)
+        return changed
+
+
+    def with_views(self, views: Mapping[str, Bundle]) -> Bundle:
+        """This model for most clips, others for those of an artery or view (`views.OWN_MODEL`), as the stenosis paper has them.
+
+        All call a clip positive from this one's threshold on: their probabilities are to be calibrated, as training leaves
+        maps. What any of them has seen counts as seen. BundleError where they do not go together.
+        """
+        seen = {patient for bundle in (self, *views.values()) for patient in bundle.training_patients}
+        changed = replace(self, views={**self.views, **views}, training_patients=tuple(sorted(seen)))
         changed = replace(changed, digest=_digest(changed))
         changed.check(weights=False)
         return changed
@@ -214,8 +234,10 @@ def save_bundle(path: str | Path, bundle: Bundle, *, card: str | None = None) ->
 
 def _facts(bundle: Bundle) -> dict[str, Any]:
     """The manifest but for its digest."""
-    facts = asdict(replace(bundle, weights=()))
-    del facts["digest"]
+    facts = asdict(replace(bundle, weights=(), views={}))
+    del facts["digest"], facts["views"]
+    if bundle.views:  # as for a threshold set later: others keep the digest that they always had
+        facts["views"] = {view: own.digest for view, own in sorted(bundle.views.items())}
     if bundle.threshold_from is None:  # a bundle as trained keeps the digest that it always had
         del facts["threshold_from"]
     names = ["weights.safetensors"] if len(bundle.weights) == 1 else [
@@ -240,8 +262,12 @@ def _from_manifest(manifest: Mapping[str, Any], folder: Path) -> Bundle:
         for entry, weights in zip(manifest["weights"], data, strict=True):
             if hashlib.sha256(weights).hexdigest() != entry["sha256"]:
                 raise BundleError(f"bundle {folder}: {entry['file']} does not have the digest that {_MANIFEST} states")
+        views = {str(view): load_bundle(folder / _view_folder(view), weights=False) for view in manifest.get("views", {})}
+        for view, own in views.items():
+            if own.digest != manifest["views"][view]:
+                raise BundleError(f"bundle {folder}: the model of {view} does not have the digest that {_MANIFEST} states")
         return Bundle(
-            task=str(manifest["task"]), net=str(manifest["net"]), window=ClipWindow(**manifest["window"]),
+            views=views, task=str(manifest["task"]), net=str(manifest["net"]), window=ClipWindow(**manifest["window"]),
             classes=tuple(map(str, manifest["classes"])), threshold=float(manifest["threshold"]),
             trained_on=manifest["trained_on"], mean=_triple(manifest["mean"]), std=_triple(manifest["std"]),
             metrics={str(k): float(v) for k, v in manifest["metrics"].items()},
@@ -286,6 +312,13 @@ def _check_facts(bundle: Bundle, name: str) -> NetSpec:
         raise BundleError(f"{name}: {bundle.net} is no net for {bundle.task}, whose classes are those of {kind}")
     if not bundle.weights:
         raise BundleError(f"{name}: has no weights")
+    for view, own in bundle.views.items():
+        if view not in OWN_MODEL or not spec.named_frames:
+            raise BundleError(f"{name}: {bundle.task} has no model of {view}; there is {', '.join(OWN_MODEL)}, of stenosis")
+        if (own.task, own.classes, own.window) != (bundle.task, bundle.classes, bundle.window) or own.views:
+            raise BundleError(f"{name}: the model of {view} has another task, window or other classes, or models of views itself")
+        if own.trained_on != bundle.trained_on:
+            raise BundleError(f"{name}: the model of {view} was trained on {own.trained_on}, not on {bundle.trained_on}")
     return NETS[bundle.net]
 
 
@@ -336,9 +369,18 @@ def _as_float32(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
     return {k: v.float() if v.is_floating_point() else v for k, v in tensors.items()}
 
 
+def _view_folder(view: str) -> str:
+    """Below a bundle's own, where the model of a view lies. The name is a manifest's, so it may be anything."""
+    if view not in OWN_MODEL:
+        raise BundleError(f"there is no model of {view[:40]!r}, but of {', '.join(OWN_MODEL)}")
+    return view.replace(" ", "_")
+
+
 def _write_folder(folder: Path, bundle: Bundle, card: str) -> None:
     """Weights first and the manifest last, each by rename: a reader sees the old bundle, a digest error, or the new one."""
     folder.mkdir(parents=True, exist_ok=True)
+    for view, own in bundle.views.items():
+        _write_folder(folder / _view_folder(view), own, _default_card(own))
     manifest = {**_facts(bundle), "digest": bundle.digest}
     files = [(entry["file"], data) for entry, data in zip(manifest["weights"], bundle.weights, strict=True)]
     for stale in set(folder.glob("weights*.safetensors")) - {folder / n for n, _ in files}:
@@ -370,6 +412,7 @@ def _default_card(bundle: Bundle) -> str:
         f"- Output: probability of {TASKS[bundle.task].classes[-1]}; at or above {bundle.threshold:g} the clip is called so.",
         *([f"- Threshold: {bundle.threshold_from}."] if bundle.threshold_from else []),
         f"- Weights: {len(bundle.weights)} file(s), digest {bundle.digest}.",
+        *([f"- Models of their own: {', '.join(bundle.views)}."] if bundle.views else []),
         f"- Training patients: {len(bundle.training_patients)}.",
         *(f"- {name}: {value:.4g}" for name, value in sorted(bundle.metrics.items())),
     ]

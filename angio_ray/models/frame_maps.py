@@ -15,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from angio_ray.models.classifier import KINETICS_MEAN, KINETICS_STD
+from angio_ray.views import OWN_MODEL
 
 
 class FrameMaps(nn.Module):
@@ -90,16 +91,38 @@ class LocalContrast(nn.Module):
         return torch.cat([2 * log - 1.5, apart / (2 * spread + 0.02)], dim=1)
 
 
-def stenosis_s(classes: int, width: int = 32) -> FrameMaps:
+class _ToldView(nn.Sequential):
+    """Layers, after the `place`-th of which something is added that each view has of its own, nothing to begin with."""
+
+    def __init__(self, *layers: nn.Module, place: int, width: int) -> None:
+        super().__init__(*layers)
+        self.place, self.most = place, len(OWN_MODEL)
+        # not among the layers: a state dict of the same layers alone fits
+        self.view = nn.Embedding(1 + self.most, width)
+        nn.init.zeros_(self.view.weight)
+
+    def forward(self, frames_NCHW: Tensor) -> Tensor:
+        """(N, C, H, W), whose first pixel says the view (`stenosis.with_view`) -> features."""
+        grey_N = 255 * (frames_NCHW[:, 0, 0, 0].float() * KINETICS_STD[0] + KINETICS_MEAN[0])
+        told_NF11 = self.view(grey_N.round().long().clamp(0, self.most))[:, :, None, None]
+        x = frames_NCHW
+        for number, layer in enumerate(layer for name, layer in self.named_children() if name != "view"):
+            x = layer(x)
+            if number == self.place:
+                x = x + told_NF11
+        return x
+
+
+def stenosis_s(classes: int, width: int = 32, *, told_view: bool = False) -> FrameMaps:
     """Squares of 4 x 4 px as channels, then convolutions of 3 px down to cells of 8 px that see some 200 px around.
 
     1.7 GMAC of convolutions a frame of 512 px, twice, since a frame is judged mirrored, too: of 802 phantom frames the AUC of
     either look was 0.77 and 0.79, that of both 0.79 (of 300 clips 0.79 and 0.82, and 0.83). With squares as channels nothing is
     lost before the first convolution, at a third of the time of convolutions of 5 and 3 px that halve the picture twice. In
     training it may have to draw the vessels and say their radius, too (`with_vessels`); what that is worth is not known yet
-    (docs/experiments.md).
+    (docs/experiments.md). `told_view`: it is told the artery and view of each frame (`stenosis.with_view`).
     """
-    features = nn.Sequential(
+    layers = (
         LocalContrast(),
         nn.PixelUnshuffle(4),
         nn.Conv2d(32, width, 3, padding=1, bias=False),
@@ -112,7 +135,13 @@ def stenosis_s(classes: int, width: int = 32) -> FrameMaps:
         Residual(2 * width),
         Residual(2 * width, 2),
     )
+    features = _ToldView(*layers, place=4, width=width) if told_view else nn.Sequential(*layers)
     return FrameMaps(features, 2 * width, classes, bias=-3.0, vessels=nn.Conv2d(2 * width, 1 + 8**2, 1), twice=True)
+
+
+def stenosis_s_view(classes: int) -> FrameMaps:
+    """`stenosis_s`, which is told the artery and view."""
+    return stenosis_s(classes, told_view=True)
 
 
 def inception_v3(classes: int) -> FrameMaps:

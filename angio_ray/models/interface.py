@@ -69,6 +69,8 @@ class NetSpec:
     autocast: bool = False
     """In bfloat16 by torch's autocast alone, which leaves in float32 what comes before the first convolution: where that tells a
     pixel from its surroundings, OpenVINO, which rounds from the input on, was 0.11 beside in a probability."""
+    sees_view: bool = False
+    """The first pixel of each frame says which artery and view it shows (`stenosis.with_view`)."""
     varying: bool = False
     """What a pass computes depends on what it finds: nobody counts it, and torch alone runs it."""
 

@@ -2,9 +2,10 @@
 
 The stenosis paper (spec section 2) classifies single frames of full contrast with Inception-v3, in two classes (below 25 % and
 from there on) or three (total occlusion apart), and takes the worst frame for clip, artery and study. `inception_v3` is the
-paper's; `stenosis_s` gives each cell of 8 px a say and takes a smooth maximum, at a small part of the cost; `stenosis_fpn` is the
-same with a detector on its features (`detection`). Which frames are
-candidates the task `contrast` has said. Knows nothing of tables, gates or Ray.
+paper's; `stenosis_s` gives each cell of 8 px a say and takes a smooth maximum, at a small part of the cost; `stenosis_s_view` is
+told the artery and view, too; `stenosis_fpn` has a detector on the features (`detection`). The paper has a model for each view:
+a bundle may hold these (`bundles.with_views`). Which frames are candidates the task `contrast` has said. Knows nothing of
+tables, gates or Ray.
 
 Shapes: B clips, T frames, H x W pixels, K classes, h x w cells.
 """
@@ -24,6 +25,7 @@ from angio_ray.models.backends import CompiledScorer
 from angio_ray.models.contrast import CANDIDATE_STEP, NUM_CANDIDATES
 from angio_ray.models.interface import NetSpec
 from angio_ray.sampling import ClipWindow
+from angio_ray.views import OWN_MODEL, is_suspect, nearest_view, own_model
 
 if TYPE_CHECKING:
     from torch import nn
@@ -35,7 +37,10 @@ TWO_CLASSES = ("<25%", ">=25%")
 THREE_CLASSES = ("<25%", "25-99%", "100%")
 """The paper's 3-CAT: total occlusions apart."""
 COLUMNS = ("stenosis_probability", "stenosis_threshold", "stenosis_class", "stenosis_frames")
-READS = ("contrast_status", "candidate_frames", "rows", "columns")
+READS = (
+    "contrast_status", "candidate_frames", "rows", "columns",
+    "artery", "oblique", "primary_angle_deg", "secondary_angle_deg", "positioner_motion",
+)  # fmt: skip
 
 NO_FULL_CONTRAST = "no_full_contrast"
 """Why a clip is skipped: no frame of it is a candidate."""
@@ -77,6 +82,8 @@ class StenosisScorer(CompiledScorer):
         self.classes = bundle.classes
         self.num_boxes = NETS[bundle.net].num_boxes * len(bundle.weights)
         self.num_frames = bundle.window.num_frames
+        self.sees_view = NETS[bundle.net].sees_view
+        self.of_views = {view: StenosisScorer(own, *args, **options | {"converted": None}) for view, own in bundle.views.items()}
 
     def __call__(
         self,
@@ -86,7 +93,8 @@ class StenosisScorer(CompiledScorer):
     ) -> dict[str, np.ndarray]:
         """Classify the candidate frames of B clips: -> COLUMNS and stenosis_reason, each of length B.
 
-        A clip without candidate frames is skipped. ValueError when the net returns no number (NaN) for a clip.
+        A clip whose artery or view has a model of its own is given to that. A clip without candidate frames is skipped.
+        ValueError when a net returns no number (NaN) for a clip.
         """
         window = self.windows[0]
         chosen = [
@@ -101,34 +109,69 @@ class StenosisScorer(CompiledScorer):
         if not found:
             return columns
         filled = [np.resize(chosen[i], self.num_frames) for i in found]  # fewer stand again, and change no maximum
-        probability_BTX = self.probabilities_of(
-            np.stack([inputs[window.name][i][places] for i, places in zip(found, filled, strict=True)])
-        )
-        for i, p_TX in zip(found, probability_BTX, strict=True):
-            shown = frames[window.name][i]
-            sides = (known["columns"][i], known["rows"][i])
-            rows = [
-                self._frame(int(shown[place]), p_X, *sides)
-                for place, p_X in zip(chosen[i], p_TX[: len(chosen[i])], strict=True)
-            ]
+        x_BTHW = np.stack([inputs[window.name][i][places] for i, places in zip(found, filled, strict=True)])
+        views = [_view(known, i) for i in found]
+        for own, mine in self._by_model(views):
+            if own.sees_view:
+                x_BTHW[mine] = with_view(x_BTHW[mine], [views[m] for m in mine])
+            for m, p_TX in zip(mine, own.probabilities_of(x_BTHW[mine]), strict=True):
+                i = found[m]
+                shown, sides = frames[window.name][i], (known["columns"][i], known["rows"][i])
+                rows = [
+                    own._frame(int(shown[place]), p_X, *sides, self.threshold)
+                    for place, p_X in zip(chosen[i], p_TX[: len(chosen[i])], strict=True)
+                ]
+                columns["stenosis_frames"][i] = rows
+        for i in found:
+            rows = columns["stenosis_frames"][i]
             columns["stenosis_probability"][i] = max(row["probability"] for row in rows)
             columns["stenosis_threshold"][i] = float(self.threshold)
             columns["stenosis_class"][i] = max((row["class"] for row in rows), key=self.classes.index)
-            columns["stenosis_frames"][i] = rows
         return columns
 
-    def _frame(self, frame: int, p_X: NDArray[np.float32], columns: int, rows: int) -> dict[str, Any]:
+    def _by_model(self, views: Sequence[str | None]) -> list[tuple[StenosisScorer, list[int]]]:
+        """Which model judges which of the clips."""
+        mine: dict[str | None, list[int]] = {}
+        for place, view in enumerate(views):
+            mine.setdefault(view if view in self.of_views else None, []).append(place)
+        return [(self if view is None else self.of_views[view], places) for view, places in mine.items()]
+
+    def _frame(
+        self, frame: int, p_X: NDArray[np.float32], columns: int, rows: int, threshold: np.float32
+    ) -> dict[str, Any]:
         """A frame's element of stenosis_frames."""
         p_K, cells_hw, boxes_D5 = taken_apart(p_X, len(self.classes), self.num_boxes)
         return {
             "frame": frame,
             "probability": float(positive(p_K)),
-            "class": self.classes[int(classes_at(p_K, self.threshold))],
+            "class": self.classes[int(classes_at(p_K, threshold))],
             "boxes": [
                 {"x0": x0 * columns, "y0": y0 * rows, "x1": x1 * columns, "y1": y1 * rows, "probability": p}
                 for x0, y0, x1, y1, p in shown_boxes(cells_hw, boxes_D5).tolist()
             ],
         }
+
+
+def with_view(x_BTHW: NDArray[np.uint8], views_B: Sequence[str | None]) -> NDArray[np.uint8]:
+    """Frames whose top corners say which artery or view they show (`views.own_model`), as nets take it that see it.
+
+    A number, 0 where it is not known, in the first and the last pixel of the first row: so every runner has one input. A corner
+    of an angiogram shows the collimator, or nothing that matters.
+    """
+    said_BTHW = np.array(x_BTHW)
+    numbers_B = [0 if view is None else 1 + OWN_MODEL.index(view) for view in views_B]
+    said_BTHW[:, :, 0, [0, -1]] = np.array(numbers_B, np.uint8)[:, None, None]
+    return said_BTHW
+
+
+def _view(known: Mapping[str, Sequence[Any]], place: int) -> str | None:
+    """Which of `views.OWN_MODEL` a clip is for, by what was found and its header says."""
+    row = {name: values[place] for name, values in known.items()}
+    artery, primary_deg, moving = row.get("artery"), row.get("primary_angle_deg"), row.get("positioner_motion") == "DYNAMIC"
+    if artery is None:
+        return None
+    view = nearest_view(artery, primary_deg, row.get("secondary_angle_deg"), moving=moving)
+    return own_model(artery, view.name if view else None, is_suspect(row.get("oblique"), primary_deg, moving=moving))
 
 
 def taken_apart(
@@ -215,6 +258,10 @@ NETS: dict[str, NetSpec] = {
     for classes, suffix in ((TWO_CLASSES, ""), (THREE_CLASSES, "_3cat"))
     for spec in (
         _spec("stenosis_s", classes, suffix, window=NAMED_512, pool="logsumexp", cost_input=(3, 1, 512, 512), autocast=True),
+        _spec(
+            "stenosis_s_view", classes, suffix, window=NAMED_512, pool="logsumexp", cost_input=(3, 1, 512, 512), autocast=True,
+            sees_view=True, part=f"stenosis_s{suffix}",
+        ),
         _spec(
             "stenosis_fpn", classes, suffix, window=NAMED_512, pool="logsumexp", cost_input=(3, 1, 512, 512), num_boxes=NUM_BOXES,
             part=f"stenosis_s{suffix}", autocast=True,

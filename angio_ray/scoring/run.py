@@ -341,7 +341,7 @@ def _choose_backend(
             if fault:
                 raise ValueError(fault)
             choice = bound or choose_backend(
-                list(loaded.values()),
+                [one for bundle in loaded.values() for one in (bundle, *bundle.views.values())],
                 "cuda" if pools.gpus_per_scorer and torch.cuda.is_available() else "cpu",
                 config.backend,
                 precision=config.precision,

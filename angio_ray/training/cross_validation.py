@@ -90,6 +90,7 @@ from angio_ray.training.results import (
     write_summary,
 )
 from angio_ray.training.stenosis_results import FoundBoxes
+from angio_ray.views import own_model
 
 log = logging.getLogger(__name__)
 
@@ -146,6 +147,8 @@ class _Clips:
     """Of these, whether boxes teach."""
     marked: tuple[tuple[int, ...], ...] = ()
     """Of these, the frames that found boxes are judged on."""
+    views: tuple[str | None, ...] = ()
+    """Of nets that see it, which of `views.OWN_MODEL` each clip is for."""
 
     def part(self, cache: ClipCache) -> tuple[Part, tuple[Span, ...]]:
         """Inputs and targets; of tasks with a class per frame what is known of each clip's frames, too."""
@@ -165,26 +168,29 @@ class _Clips:
 
     def _named_part(self, cache: ClipCache) -> tuple[Part, tuple[Span, ...]]:
         keys = list(zip(self.object_ids, self.etags, strict=True))
+        views = self.views or [None] * len(keys)
         rows: list[tuple[Any, ...]] = [
-            (*key, named.frames, named.target, named.boxes_S7) for key, named in zip(keys, self.named, strict=True)
+            (*key, named.frames, named.target, named.boxes_S7, view)
+            for key, named, view in zip(keys, self.named, views, strict=True)
         ]
         nothing = np.empty((0, 7), np.float32)
         rows += [
-            (*key, frames, 0, nothing) if self.located else (*key, frames, named.target, None)
-            for key, named, frames in zip(keys, self.named, self.redundant or [()] * len(keys), strict=True)
+            (*key, frames, 0, nothing, view) if self.located else (*key, frames, named.target, None, view)
+            for key, named, frames, view in zip(keys, self.named, self.redundant or [()] * len(keys), views, strict=True)
             if frames
         ]
         if not self.located:
             rows = [row for row, kept in zip(rows, self._balanced(rows), strict=True) if kept]
-        object_ids, etags, frames, targets, boxes = zip(*rows, strict=True)
+        object_ids, etags, frames, targets, boxes, views = zip(*rows, strict=True)
         target_NT = np.full((len(rows), cache.window.num_frames), UNJUDGED, np.int64)
         for target_T, shown, target in zip(target_NT, frames, targets, strict=True):
             target_T[: len(shown)] = target
         spans = tuple(Span(len(shown), None) for shown in frames)
         vessels = [named.vessels for named in self.named] + [()] * (len(rows) - len(self.named)) if self.located else []
         part = Part(
-            cache.open(object_ids, etags, frames), target_NT, boxes, vessels=tuple(vessels), num_as_scored=len(self.named)
-        )
+            cache.open(object_ids, etags, frames), target_NT, boxes, vessels=tuple(vessels), views=views if self.views else (),
+            num_as_scored=len(self.named),
+        )  # fmt: skip
         return part, spans
 
     def _paired_part(self, cache: ClipCache) -> Part:
@@ -201,7 +207,7 @@ class _Clips:
         if classifier.layout != "B2HW-regions":
             return ()
         size = classifier.window_size
-        said_NX = predict_places(classifier, part.clips, len(part), place)
+        said_NX = predict_places(classifier, part, place)
         return tuple(
             clip_regions(said_X, mask_of(png, size), threshold, dilations, mm)
             for said_X, png, mm in zip(said_NX, part.outlines, self.pixel_mm, strict=True)
@@ -226,7 +232,8 @@ class _Clips:
             return ()
         frames = [self.marked[i] for i in rows]
         clips = cache.open([self.object_ids[i] for i in rows], [self.etags[i] for i in rows], frames)
-        said_NTX = predict_places(classifier, clips, len(rows), place)
+        part = Part(clips, self.target_N[rows], views=tuple(self.views[i] for i in rows) if self.views else ())
+        said_NTX = predict_places(classifier, part, place)
         found = []
         for clip, shown, said_TX in zip(rows, frames, said_NTX, strict=True):
             for frame, said_X in zip(shown, said_TX[: len(shown)], strict=True):
@@ -606,7 +613,7 @@ def _initial(config: TrainConfig, clips: pa.Table, folds: Iterable[Fold]) -> _In
         if (bundle.window, bundle.mean, bundle.std) != (NETS[config.net].window, KINETICS_MEAN, KINETICS_STD):
             raise ConfigError(f"--start {config.start}: its window or normalisation is not the one that is trained with")
         # a detector leaves its classifier as it is, so who taught that may teach the detector, but not judge it
-        judged = [fold.test for fold in folds] if bundle.net == of_part else [clips]
+        judged = [fold.test for fold in folds] if NETS[config.net].num_boxes and bundle.net == of_part else [clips]
         here = {patient for part in judged for name in ("patient_id", "group_id") for patient in part[name].to_pylist()}
         if known := here & set(bundle.training_patients):
             raise ConfigError(
@@ -731,6 +738,7 @@ def _jobs(
             redundant=tuple(frames_without_contrast(row, count) for row in of) if taught and recipe.redundancy else (),
             located=recipe.box_weight > 0,
             marked=tuple(marked_frames(row, count) for row in of) if boxes else (),
+            views=tuple(own_model(row["artery"], row["view"]) for row in of) if NETS[experiment.net].sees_view else (),
             pairs=tuple(tuple(pairs[clip_id]) if taught else (pairs[clip_id][0],) for clip_id in ids) if pairs else (),
             pixel_mm=tuple(mm[clip_id] for clip_id in ids) if pairs else (),
         )
@@ -954,18 +962,18 @@ def _train_worker(given: dict[str, Any]) -> None:
     test, test_spans = job.test.part(job.cache)
     threshold = None
     if job.validation.pairs:
-        patches_N5 = predict_patches(fitted.classifier, validation.clips, len(validation), place)
+        patches_N5 = predict_patches(fitted.classifier, validation, place)
         validation_N = patches_N5.max(axis=1)
         with suppress(ValueError):  # the driver will say why not
             threshold = choose_region_threshold(
                 patches_N5, validation.outlines, size=job.cache.window.size, rule=job.rule, at_least=job.at_least
             )
     else:
-        validation_N = predict(fitted.classifier, validation.clips, len(validation), place)
+        validation_N = predict(fitted.classifier, validation, place)
     outcome = Outcome(
         state_dict=fitted.state_dict,
         validation_N=validation_N,
-        test_N=predict(fitted.classifier, test.clips, len(test), place),
+        test_N=predict(fitted.classifier, test, place),
         validation_spans=validation_spans,
         test_spans=test_spans,
         test_boxes=job.test.found_boxes(fitted.classifier, job.cache, place),

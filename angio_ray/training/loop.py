@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, nullcontext, suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Protocol
 
 import numpy as np
@@ -33,7 +33,7 @@ from angio_ray.models.backends import bf16_units
 from angio_ray.models.classifier import ClipClassifier, cell_probability, pooled, pooled_cells
 from angio_ray.models.interface import NOT_LAST, UNJUDGED
 from angio_ray.models.regions import patches
-from angio_ray.models.stenosis import SMALLEST
+from angio_ray.models.stenosis import SMALLEST, with_view
 from angio_ray.training.augment import augment, augment_located, changed_masks
 from angio_ray.training.calibration import calibrate, with_calibration
 from angio_ray.training.losses import MOTION, box_loss, boxes_of_frames, detection_loss, soft_convolutional_f1
@@ -52,6 +52,8 @@ _LOOKED_AT = 0.25
 """Share of the training clips of which a frame is looked at for mistakes before an epoch of squares."""
 _CALIBRATED_BY = 512
 """Validation clips, at most, by whose frames maps are calibrated."""
+_UNTOLD = 0.2
+"""Share of what a net that sees the view is taught without it."""
 _WARM_UP = 0.1
 """Epochs in which the rate rises, where it falls as a cosine."""
 _LEAST_RATE = 0.02
@@ -123,11 +125,22 @@ class Part:
     """Of each pair of frames the calcification in the first, as PNG."""
     vessels: tuple[tuple[bytes | None, ...], ...] = ()
     """Of each clip's frames the filled vessels, as PNG; None, or no frames at all, where nobody drew them."""
+    views: tuple[str | None, ...] = ()
+    """Of each clip which of `views.OWN_MODEL` it is for, of nets that see it."""
     num_as_scored: int | None = None
     """So many of the first clips are such as are scored; the others are there to teach. None: all."""
 
     def __len__(self) -> int:
         return len(self.target_N)
+
+    def told(self, x_BTHW: Tensor, rows: Sequence[int], rng: np.random.Generator | None = None) -> Tensor:
+        """Frames of these clips as a net takes them that sees the view (`stenosis.with_view`); as they are for other nets.
+
+        With `rng` some are not told (_UNTOLD), so that the net can do without."""
+        if not self.views:
+            return x_BTHW
+        views = [None if rng is not None and rng.random() < _UNTOLD else self.views[row] for row in rows]
+        return torch.from_numpy(with_view(x_BTHW.round().to(torch.uint8).cpu().numpy(), views)).to(x_BTHW.device)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -274,9 +287,7 @@ def fit(
 
 
 @torch.no_grad()
-def predict(
-    classifier: ClipClassifier, clips: Readable, num_clips: int, place: Place | None = None
-) -> NDArray[np.float32]:
+def predict(classifier: ClipClassifier, part: Part, place: Place | None = None) -> NDArray[np.float32]:
     """Probability of the positive class of each clip, (N,), or of each class of each frame, (N, T, K); float32.
 
     The processes share the work, all get the whole.
@@ -286,33 +297,33 @@ def predict(
         p = torch.softmax(classifier.logits(x_BTHW).float(), dim=-1)
         return p if _per_frame(classifier) else p[:, -1]
 
-    return _said(classifier, clips, np.arange(num_clips), place or Place(), _at_once(classifier, _PREDICTED_AT_ONCE), probability)
+    return _said(classifier, part, _all(part), place or Place(), _at_once(classifier, _PREDICTED_AT_ONCE), probability)
 
 
 @torch.no_grad()
-def predict_places(
-    classifier: ClipClassifier, clips: Readable, num_clips: int, place: Place | None = None
-) -> NDArray[np.float32]:
+def predict_places(classifier: ClipClassifier, part: Part, place: Place | None = None) -> NDArray[np.float32]:
     """All that nets with maps, or of regions, say, (N, T, K + h * w + D * 5), or (N, K + 5 + 5 * P * P), for `taken_apart` of the
     modules `stenosis` or `calcium`."""
-    return _said(classifier, clips, np.arange(num_clips), place or Place(), _WHOLE_CLIPS_AT_ONCE, classifier)
+    return _said(classifier, part, _all(part), place or Place(), _WHOLE_CLIPS_AT_ONCE, classifier)
 
 
 @torch.no_grad()
-def predict_patches(
-    classifier: ClipClassifier, clips: Readable, num_clips: int, place: Place | None = None
-) -> NDArray[np.float32]:
+def predict_patches(classifier: ClipClassifier, part: Part, place: Place | None = None) -> NDArray[np.float32]:
     """Of nets of regions, the probability that each patch of a pair holds calcification, (N, 5)."""
 
     def probability(x_B2HW: Tensor) -> Tensor:
         return torch.sigmoid(classifier.verdicts(x_B2HW).float())
 
-    return _said(classifier, clips, np.arange(num_clips), place or Place(), _WHOLE_CLIPS_AT_ONCE, probability)
+    return _said(classifier, part, _all(part), place or Place(), _WHOLE_CLIPS_AT_ONCE, probability)
+
+
+def _all(part: Part) -> NDArray[np.intp]:
+    return np.arange(len(part))
 
 
 def _said(
     classifier: ClipClassifier,
-    clips: Readable,
+    part: Part,
     rows_N: NDArray[np.intp],
     place: Place,
     at_once: int,
@@ -320,12 +331,12 @@ def _said(
 ) -> NDArray[np.float32]:
     """The answers to these clips, (N, ...), on every process. Nets that see each frame by itself are asked once for each."""
     classifier.eval()
-    parts = _batches_of(_share(rows_N, place), at_once)
+    clips, batches = part.clips, _batches_of(_share(rows_N, place), at_once)
     alone = classifier.layout == "BCTHW-maps"
-    places = [np.tile(np.arange(clips.num_shown(rows)), (len(rows), 1)) if alone else None for rows in parts]
+    places = [np.tile(np.arange(clips.num_shown(rows)), (len(rows), 1)) if alone else None for rows in batches]
     found = []
-    for x in _read_ahead(clips, parts, places=places):
-        said = answer(x.to(place.device)).float().cpu().numpy()
+    for rows, x in zip(batches, _read_ahead(clips, batches, places=places), strict=True):
+        said = answer(part.told(x, rows.tolist()).to(place.device)).float().cpu().numpy()
         if alone:
             missing = clips.num_frames - said.shape[1]
             said = np.pad(said, [(0, 0), (0, missing), *[(0, 0)] * (said.ndim - 2)], mode="edge")
@@ -360,9 +371,10 @@ class _Loop:
         torch.manual_seed(seed)
         self.classifier = ClipClassifier(NETS[net])
         if start is not None:
-            detector = bool(self.classifier.num_boxes)  # of it a classifier's weights are a part
-            left = self.classifier.net.load_state_dict(dict(start), strict=not detector)
-            if left.unexpected_keys or any(name.startswith(("features.", "cells.")) for name in left.missing_keys):
+            whole = NETS[net].part is None  # of others another net's weights are a part
+            left = self.classifier.net.load_state_dict(dict(start), strict=whole)
+            lacking = set(left.missing_keys) - {"features.view.weight"}
+            if left.unexpected_keys or any(name.startswith(("features.", "cells.")) for name in lacking):
                 raise FitError(f"the weights to begin from are not those of a classifier that {net} can look at")
         else:
             close_branches(self.classifier.net)
@@ -578,6 +590,7 @@ class _Loop:
                 x = next(reading)
                 x = thinned(x.to(self.device), stage.size, stage.frames)
                 x, homography_B33 = augment_located(x, recipe.augment, generator)
+                x = self.train.told(x, rows.tolist(), np.random.default_rng((self.seed, number, step, i, place.rank)))
                 if self.regions:
                     masks = changed_masks(self.outlines.read(rows, stage.size).to(self.device)[:, None], homography_B33)[:, 0]
                     loss = self._region_loss(x, masks, stage) * (len(rows) / len(batch))
@@ -638,6 +651,7 @@ class _Loop:
         assert squares is not None
         drawn = squares.draw(stage.size, count, np.random.default_rng(seed), self.state.mistakes)
         x = self._augmented(torch.from_numpy(drawn.squares_NSS)[:, None], seed)
+        x = self.train.told(x, drawn.rows_N, np.random.default_rng((*seed, 1)))
         with self._autocast():
             out = self.model(x, vessels=drawn.vessels_NSS is not None)
         if self.classifier.num_boxes:
@@ -798,7 +812,7 @@ class _Loop:
             of_part = [mine[i] for i in part]
             frames = torch.from_numpy(np.stack([self.train.clips.frame(*key) for key in of_part])[:, None])
             with self._autocast():
-                log_odds = self.classifier.maps(frames.to(self.device))
+                log_odds = self.classifier.maps(self.train.told(frames, [row for row, _ in of_part]).to(self.device))
             for key, cells in zip(of_part, cell_probability(log_odds.float())[:, 0].cpu().numpy(), strict=True):
                 found[key[0]] = squares.mistakes(key, cells)
         everyones: list[Any] = [found]
@@ -868,7 +882,7 @@ class _Loop:
     @torch.no_grad()
     def _watch(self, stage: Stage) -> NDArray[np.float32]:
         """Probabilities of the validation clips at the stage's size."""
-        return predict(self.classifier, _Thinned(self.validation.clips, stage), len(self.validation), self.place)
+        return predict(self.classifier, replace(self.validation, clips=_Thinned(self.validation.clips, stage)), self.place)
 
     # -- the end --
 
@@ -901,7 +915,7 @@ class _Loop:
         """Of nets that learnt from squares: let a frame's probability be one, judged by validation frames."""
         target_NT = torch.from_numpy(self.validation.target_N)
         rows = np.random.default_rng((self.seed, 0, 2)).permutation(len(target_NT))[:_CALIBRATED_BY]
-        maps = _said(self.classifier, self.validation.clips, rows, self.place, _WHOLE_CLIPS_AT_ONCE, self.classifier.maps)
+        maps = _said(self.classifier, self.validation, rows, self.place, _WHOLE_CLIPS_AT_ONCE, self.classifier.maps)
         cells_NKC = torch.from_numpy(maps).flatten(0, 1).flatten(2)
         target_N = target_NT[rows].flatten()
         judged_N = target_N >= 0
@@ -988,6 +1002,9 @@ class _Thinned:
         of_clips_BT = np.tile(evenly_T, (len(rows_B), 1)) if places_BT is None else evenly_T[places_BT]
         clips = torch.from_numpy(self.clips.read(rows_B, of_clips_BT))
         return thinned(clips, clips.shape[-1] if self.stage.cut else self.stage.size, self.stage.frames).numpy()
+
+    def frame(self, row: int, place: int) -> Any:
+        return self.read(np.array([row]), np.array([[place]]))[0, 0]
 
 
 def thinned(x_BTHW: Tensor, size: int, frames: int) -> Tensor:

@@ -465,6 +465,8 @@ def _pair_squares(epochs: int, region_epochs: int, size: int = 128, **changes: A
 _DOUBLE_HEADS = ("resunet_18", "resunet_18_one_head", "resunet_s", "resunet_s_one_head")
 _SEGMENTERS, _DETECTORS = ("unet", "transunet"), ("mask_rcnn", "fcos")
 _REGION_NETS = (*_SEGMENTERS, *_DETECTORS)
+_ALL_CELLS = ("stenosis_s", "stenosis_s_view")
+"""Nets in whose frames each cell has a say."""
 _CATEGORIES = ("", "_3cat")
 """Suffixes of nets with the paper's two and three classes of stenosis."""
 
@@ -479,7 +481,7 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         "frames_lstm": _stenosis_paper(112, 200, 4e-5),
         "inception_lstm": _stenosis_paper(299, 200, 4e-5),
     }
-    | {f"stenosis_s{suffix}": _frames_paper(512) for suffix in _CATEGORIES}
+    | {f"{net}{suffix}": _frames_paper(512) for net in _ALL_CELLS for suffix in _CATEGORIES}
     | {f"stenosis_fpn{suffix}": _detector_paper(512) for suffix in _CATEGORIES}
     | {f"inception_v3{suffix}": _frames_paper(299) for suffix in _CATEGORIES}
     | {net: _regions_paper(classifier=net in _DOUBLE_HEADS) for net in (*_DOUBLE_HEADS, *_REGION_NETS)},
@@ -499,7 +501,7 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         ),
         "inception_lstm": _whole_clips((96, 200, 4), batch_size=4, learning_rate=3e-4),
     }
-    | {f"stenosis_s{suffix}": _squares((80, 2, 16)) for suffix in _CATEGORIES}
+    | {f"{net}{suffix}": _squares((80, 2, 16)) for net in _ALL_CELLS for suffix in _CATEGORIES}
     | {
         f"stenosis_fpn{suffix}": replace(
             _squares((192, 2, 6)), passes=4, batch_size=32, micro_batch=16, learning_rate=1e-3, keep="last"
@@ -518,7 +520,7 @@ RECIPES: dict[str, dict[str, Recipe]] = {
         "frames_lstm": _whole_clips((32, 200, 1), settle_clips=4),
         "inception_lstm": _whole_clips((96, 8, 1), batch_size=2, settle_clips=2),
     }
-    | {f"stenosis_s{suffix}": _frames((128, 2, 1), settle_clips=4, box_weight=1.0) for suffix in _CATEGORIES}
+    | {f"{net}{suffix}": _frames((128, 2, 1), settle_clips=4, box_weight=1.0) for net in _ALL_CELLS for suffix in _CATEGORIES}
     | {f"stenosis_fpn{suffix}": _frames((128, 2, 1), settle_clips=0, box_weight=1.0, keep="last") for suffix in _CATEGORIES}
     | {f"inception_v3{suffix}": _frames((96, 2, 1), settle_clips=4) for suffix in _CATEGORIES}
     | {net: _regions(128, 1, 1, box_weight=1.0) for net in _DOUBLE_HEADS}

@@ -63,6 +63,8 @@ class Drawn:
     """Where the vessels are; None where they are not taught."""
     known_N: NDArray[np.bool_]
     """Of which squares that is known."""
+    rows_N: list[int]
+    """Which clip each is of."""
 
 
 class Squares:
@@ -118,10 +120,11 @@ class Squares:
         """So many squares of `size` px. `mistakes`: of clips, each a frame's number in the clip, x and y."""
         squares = np.empty((count, size, size), np.uint8)
         vessels = None if self._vessels is None else np.zeros((count, size, size), np.bool_)
-        known, boxes = np.zeros(count, np.bool_), []
+        known, boxes, of_clips = np.zeros(count, np.bool_), [], []
         rows = [row for row, places in mistakes.items() if places]
         for n in range(count):
             key, middle = self._place(rng, rows, mistakes)
+            of_clips.append(key[0])
             frame_HW = self._clips.frame(*key)
             sides = np.array(frame_HW.shape[::-1])
             left, top = _corner(sides, size, GRID, middle, rng)
@@ -132,7 +135,7 @@ class Squares:
                 vessels[n] = turn.picture(np.unpackbits(bits[down], axis=-1, count=int(sides[0]))[:, across])
                 known[n] = True
             boxes.append(torch.from_numpy(turn.boxes(_within(self._boxes[key], sides, (left, top), size))))
-        return Drawn(squares, boxes, vessels, known)
+        return Drawn(squares, boxes, vessels, known, of_clips)
 
     def mistakes(self, key: tuple[int, int], cells_hw: NDArray[np.floating]) -> list[list[float]]:
         """Where the map of a frame of `frames` shows most outside its boxes, for `draw`."""

@@ -9,7 +9,7 @@ import torch
 
 from angio_ray.models import NETS, TASKS
 from angio_ray.models.backends import BackendChoice, unsupported
-from angio_ray.models.bundles import Bundle, BundleError, load_bundle, write_bundle
+from angio_ray.models.bundles import Bundle, BundleError, load_bundle, save_bundle, write_bundle
 from angio_ray.models.classifier import ClipClassifier, pooled
 from angio_ray.models.frame_maps import LocalContrast, inception_v3
 from angio_ray.models.stenosis import (
@@ -26,6 +26,7 @@ from angio_ray.models.stenosis import (
     without_overlaps,
 )
 from angio_ray.sampling import ClipWindow
+from angio_ray.views import OWN_MODEL
 
 SMALL = ClipWindow(name="small", size=64, start=0, length=4, stride=1)
 DECODED = "t200s3_64px"
@@ -79,6 +80,66 @@ def test_the_worst_candidate_frame_is_the_clips_and_a_clip_without_any_is_skippe
             assert 0 <= box["x0"] < box["x1"] <= 256
             assert 0 <= box["y0"] < box["y1"] <= 128
     assert any(row["boxes"] for row in rows)
+
+
+RAO_CAUDAL = {"primary_angle_deg": -26.0, "secondary_angle_deg": -26.0}
+
+
+def four(net: Bundle) -> list[float]:
+    """Probabilities of one clip as of the RCA, the LCA from RAO caudal, the same where the picture shows an LAO, and unknown."""
+    scorer = TASKS["stenosis"].scorer(net, BackendChoice(), num_threads=1)
+    inputs, shown = clips(*[list(range(0, 60, 3))] * 4)
+    inputs[DECODED][:] = inputs[DECODED][:1]
+    facts = known(
+        contrast_status=["scored"] * 4, candidate_frames=[[6, 9]] * 4, rows=[64] * 4, columns=[64] * 4,
+        artery=["RCA", "LCA", "LCA", None], oblique=["RAO", "RAO", "LAO", "RAO"], positioner_motion=["STATIC"] * 4,
+        **{name: [value] * 4 for name, value in RAO_CAUDAL.items()},
+    )  # fmt: skip
+    found: list[float] = scorer(inputs, shown, facts)["stenosis_probability"].tolist()
+    return found
+
+
+def test_clips_of_a_view_go_to_its_own_model_and_suspect_ones_to_the_shared(bundle: Bundle, tmp_path: Path) -> None:
+    others = {}
+    for number, view in enumerate(("RCA", "RAO caudal")):
+        state = bundle.ensemble().members[0].net.state_dict()
+        state["cells.bias"] = state["cells.bias"] - 1.0 - number
+        others[view] = write_bundle(
+            tmp_path / view, task="stenosis", net="stenosis_s", state_dicts=[state], threshold=0.9, trained_on="synthetic",
+            window=SMALL, training_patients=[view],
+        )  # fmt: skip
+    joined = bundle.with_views(others)
+    alone = [four(one)[0] for one in (others["RCA"], others["RAO caudal"], bundle)]
+    assert len(set(alone)) == 3
+    np.testing.assert_allclose(four(joined), [*alone, alone[2]], atol=1e-6)
+    assert joined.training_patients == ("RAO caudal", "RCA")
+    save_bundle(tmp_path / "joined", joined)
+    assert load_bundle(tmp_path / "joined") == joined
+    assert joined.digest != bundle.digest != bundle.with_views({"RCA": others["RCA"]}).digest
+    moved = joined.with_threshold(0.5)
+    assert moved.views == joined.views, "one threshold for all"
+    with pytest.raises(BundleError, match="no model of LCA; there is RCA, LAO cranial"):
+        bundle.with_views({"LCA": others["RCA"]})
+    with pytest.raises(BundleError, match="models of views itself"):
+        bundle.with_views({"RCA": joined})
+    save_bundle(tmp_path / "joined" / "RCA", others["RAO caudal"])
+    with pytest.raises(BundleError, match="the model of RCA does not have the digest"):
+        load_bundle(tmp_path / "joined")
+
+
+def test_a_net_that_is_told_the_view_begins_as_one_that_is_not(bundle: Bundle, tmp_path: Path) -> None:
+    state = bundle.ensemble().members[0].net.state_dict()
+    torch.manual_seed(4)
+    net = NETS["stenosis_s_view"].build()
+    assert net.load_state_dict(state, strict=False).missing_keys == ["features.view.weight"]
+    facts: dict[str, Any] = {"task": "stenosis", "threshold": 0.4, "trained_on": "synthetic", "window": SMALL}
+    told = write_bundle(tmp_path / "told", net="stenosis_s_view", state_dicts=[net.state_dict()], **facts)
+    np.testing.assert_allclose(four(told), four(bundle), atol=0.02)  # but for two pixels
+    net.features.view.weight.data[1 + OWN_MODEL.index("RCA")] = 2.0  # type: ignore[union-attr, operator]
+    told = write_bundle(tmp_path / "told", net="stenosis_s_view", state_dicts=[net.state_dict()], **facts)
+    rca, *others = four(told)
+    assert abs(rca - others[0]) > 0.02
+    np.testing.assert_allclose(others, [others[0]] * 3, atol=1e-3)
 
 
 def test_a_clip_whose_contrast_could_not_be_looked_for_says_so(bundle: Bundle) -> None:

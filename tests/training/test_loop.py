@@ -136,7 +136,7 @@ def test_a_net_learns_the_class_of_each_frame(loss: Loss) -> None:
     )  # fmt: skip
     train, held_out = sequences(16), sequences(5, seed=1)
     fitted = fit("frames_lstm", train, held_out, recipe, seed=1, place=ONE)
-    p_NTK = predict(fitted.classifier, held_out.clips, len(held_out), ONE)
+    p_NTK = predict(fitted.classifier, held_out, ONE)
     assert p_NTK.shape == (5, 24, 3)
     np.testing.assert_allclose(p_NTK.sum(axis=-1), 1, atol=1e-5)
     judged = held_out.target_N != UNJUDGED
@@ -150,7 +150,7 @@ def test_the_papers_net_of_frames_takes_a_step() -> None:
     part = Part(InMemory(clips), np.tile(np.array([0, 0, 1, 2, 2, 2, 1, 0]), (4, 1)))
     fitted = fit("inception_lstm", part, part, find_recipe("smoke", "inception_lstm"), place=ONE)
     assert fitted.epochs[0].steps == 2
-    assert predict(fitted.classifier, part.clips, 4, ONE).shape == (4, 8, 3)
+    assert predict(fitted.classifier, part, ONE).shape == (4, 8, 3)
 
 
 def test_unjudged_frames_have_no_part_in_the_gradient() -> None:
@@ -218,10 +218,10 @@ def test_boxes_teach_a_net_with_maps_where_to_look(stages: str) -> None:
     )  # fmt: skip
     train, held_out = spots(32), spots(12, seed=1)
     fitted = fit("stenosis_s", train, held_out, recipe, seed=1, place=ONE)
-    p_NTK = predict(fitted.classifier, held_out.clips, len(held_out), ONE)
+    p_NTK = predict(fitted.classifier, held_out, ONE)
     assert p_NTK.shape == (12, 3, 2)
     assert roc_auc_score(held_out.target_N.ravel(), p_NTK[..., 1].ravel()) > 0.95
-    _, maps, boxes = taken_apart(predict_places(fitted.classifier, held_out.clips, len(held_out), ONE), 2)
+    _, maps, boxes = taken_apart(predict_places(fitted.classifier, held_out, ONE), 2)
     assert maps.shape == (12, 3, 12, 12)
     assert boxes is None
     for map_Thw, marked in zip(maps[::2], held_out.boxes[::2], strict=True):
@@ -230,6 +230,28 @@ def test_boxes_teach_a_net_with_maps_where_to_look(stages: str) -> None:
         x0, y0, x1, y1 = marked[0, 3:] * 12
         assert x0 - 1 <= column < x1 + 1
         assert y0 - 1 <= row < y1 + 1
+
+
+@pytest.mark.parametrize("stages", ["cut64x2x8", "96x3x8"])
+def test_a_net_may_learn_from_the_view_what_the_picture_does_not_say(stages: str) -> None:
+    recipe = replace(
+        find_recipe("smoke", "stenosis_s_view"), stages=parse_stages(stages), settle_clips=0, learning_rate=2e-2, passes=2,
+        augment=AugmentConfig().scaled(0.0),
+    )  # fmt: skip
+
+    def of_views(part: Part) -> Part:
+        """Every clip has its spot; whether that counts is the view's to say."""
+        clips = part.clips.read(np.arange(len(part)))
+        clips[1::2] = clips[::2]
+        boxes = [b for box in part.boxes[::2] if box is not None for b in (box, box[:0])]
+        return Part(InMemory(clips), part.target_N, tuple(boxes), views=("RCA", "RAO caudal") * (len(part) // 2))
+
+    train, held_out = of_views(spots(32)), of_views(spots(12, seed=1))
+    fitted = fit("stenosis_s_view", train, held_out, recipe, seed=1, place=ONE)
+    p_NTK = predict(fitted.classifier, held_out, ONE)
+    assert roc_auc_score(held_out.target_N.ravel(), p_NTK[..., 1].ravel()) > 0.9
+    alike = predict(fitted.classifier, replace(held_out, views=(None,) * 12), ONE)
+    np.testing.assert_allclose(alike[1::2], alike[::2], atol=1e-4)
 
 
 def test_a_detector_learns_boxes_on_a_classifiers_features_and_leaves_its_classes() -> None:
@@ -247,9 +269,9 @@ def test_a_detector_learns_boxes_on_a_classifiers_features_and_leaves_its_classe
     detector = fit("stenosis_fpn", exact, held_out, boxes, seed=1, place=ONE, start=fitted.state_dict)
     for name, tensor in fitted.state_dict.items():
         torch.testing.assert_close(detector.state_dict[name], tensor, msg=name)
-    said = predict_places(detector.classifier, held_out.clips, len(held_out), ONE)
+    said = predict_places(detector.classifier, held_out, ONE)
     p_NTK, _, found = taken_apart(said, 2, NUM_BOXES)
-    np.testing.assert_allclose(p_NTK, predict(fitted.classifier, held_out.clips, len(held_out), ONE), atol=1e-3)
+    np.testing.assert_allclose(p_NTK, predict(fitted.classifier, held_out, ONE), atol=1e-3)
     assert found is not None
     assert found.shape == (12, 3, NUM_BOXES, 5)
     losses = [epoch.loss for epoch in detector.epochs]
@@ -337,9 +359,9 @@ def test_a_classifier_of_patches_is_learnt_and_then_left_alone_while_its_regions
     assert fitted.epochs[-1].patch_f1 is not None
     assert fitted.epochs[-1].patch_f1 > 0.5
     assert fitted.epochs[-1].heat_inside is not None
-    p_N = predict(fitted.classifier, held_out.clips, len(held_out), ONE)
+    p_N = predict(fitted.classifier, held_out, ONE)
     assert roc_auc_score(held_out.target_N, p_N) > 0.9
-    said = predict_places(fitted.classifier, held_out.clips, len(held_out), ONE)
+    said = predict_places(fitted.classifier, held_out, ONE)
     found = [
         clip_regions(one, mask_of(png, 128), 0.5, recipe.dilations, None)
         for one, png in zip(said, held_out.outlines, strict=True)
@@ -371,7 +393,7 @@ def test_maps_that_learnt_from_squares_say_how_many_frames_are_narrowed() -> Non
     watched.target_N[:, 2] = UNJUDGED  # what fills a clip up says nothing
     recipe = replace(find_recipe("smoke", "stenosis_s"), stages=parse_stages("cut64x2x2"), settle_clips=0)
     fitted = fit("stenosis_s", part_, watched, recipe, place=ONE)
-    p_F = predict(fitted.classifier, watched.clips, 32, ONE)[watched.target_N != UNJUDGED][:, 1]
+    p_F = predict(fitted.classifier, watched, ONE)[watched.target_N != UNJUDGED][:, 1]
     share = float((watched.target_N[watched.target_N != UNJUDGED] > 0).mean())
     assert 0.2 < share < 0.8
     assert float(p_F.mean()) == pytest.approx(share, abs=0.03)
@@ -393,12 +415,12 @@ def test_what_only_fills_a_clip_up_is_not_looked_at_and_has_the_answer_of_the_la
     for row, frames in enumerate(frames_NTHW):
         frames[1 + row % 2 :] = frames[row % 2]  # one or two of three
     torch.manual_seed(0)
-    classifier = ClipClassifier(NETS["stenosis_s"])
-    whole = predict(classifier, InMemory(frames_NTHW), 6, ONE)
-    found = predict(classifier, Filled(frames_NTHW), 6, ONE)
+    classifier, unknown = ClipClassifier(NETS["stenosis_s"]), np.zeros(6, np.int64)
+    whole = predict(classifier, Part(InMemory(frames_NTHW), unknown), ONE)
+    found = predict(classifier, Part(Filled(frames_NTHW), unknown), ONE)
     assert seen == [(2, 2)] * 3
     np.testing.assert_allclose(found, whole, atol=1e-5)
-    np.testing.assert_allclose(predict_places(classifier, Filled(frames_NTHW), 6, ONE)[..., :2], whole, atol=1e-5)
+    np.testing.assert_allclose(predict_places(classifier, Part(Filled(frames_NTHW), unknown), ONE)[..., :2], whole, atol=1e-5)
 
 
 def test_a_stage_of_few_frames_is_read_evenly() -> None:
@@ -549,7 +571,7 @@ def test_it_learns() -> None:
     assert fitted.epochs[-1].validation_auc == 1.0
     assert fitted.epochs[-1].loss < 0.5 * fitted.epochs[0].loss
     test = part(8, 5)
-    probability_N = predict(fitted.classifier, test.clips, len(test))
+    probability_N = predict(fitted.classifier, test)
     assert probability_N.dtype == np.float32
     assert (probability_N[test.target_N == 1] > probability_N[test.target_N == 0].max()).all()
 
