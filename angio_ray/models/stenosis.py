@@ -257,7 +257,10 @@ NETS: dict[str, NetSpec] = {
     spec.name: spec
     for classes, suffix in ((TWO_CLASSES, ""), (THREE_CLASSES, "_3cat"))
     for spec in (
-        _spec("stenosis_s", classes, suffix, window=NAMED_512, pool="logsumexp", cost_input=(3, 1, 512, 512), autocast=True),
+        _spec(
+            "stenosis_s", classes, suffix, window=NAMED_512, pool="logsumexp", cost_input=(3, 1, 512, 512), autocast=True,
+            part="stenosis_s" if suffix else None,
+        ),
         _spec(
             "stenosis_s_view", classes, suffix, window=NAMED_512, pool="logsumexp", cost_input=(3, 1, 512, 512), autocast=True,
             sees_view=True, part=f"stenosis_s{suffix}",

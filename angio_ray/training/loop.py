@@ -372,7 +372,7 @@ class _Loop:
         self.classifier = ClipClassifier(NETS[net])
         if start is not None:
             whole = NETS[net].part is None  # of others another net's weights are a part
-            left = self.classifier.net.load_state_dict(dict(start), strict=whole)
+            left = self.classifier.net.load_state_dict(_for_classes(start, self.classifier), strict=whole)
             lacking = set(left.missing_keys) - {"features.view.weight"}
             if left.unexpected_keys or any(name.startswith(("features.", "cells.")) for name in lacking):
                 raise FitError(f"the weights to begin from are not those of a classifier that {net} can look at")
@@ -923,6 +923,17 @@ class _Loop:
         with suppress(ValueError):  # validation lacks a class: nothing to judge by
             found = calibrate(cells_NKC[judged_N], target_N[judged_N], lambda cells: pooled_cells(cells, pool))
             with_calibration(self.classifier.net.cells, found)  # type: ignore[arg-type]
+
+
+def _for_classes(start: Mapping[str, Tensor], classifier: ClipClassifier) -> dict[str, Tensor]:
+    """Weights to begin from. Where those of a map's cells know one class beside the first and the net more, each of its classes
+    begins with an equal part of that one's odds."""
+    state, cells = dict(start), getattr(classifier.net, "cells", None)
+    more = classifier.num_classes - 1
+    if isinstance(cells, nn.Conv2d) and more > 1 and "cells.bias" in state and len(state["cells.bias"]) == 1:
+        state["cells.weight"] = state["cells.weight"].repeat(more, 1, 1, 1)
+        state["cells.bias"] = state["cells.bias"].repeat(more) - math.log(more)
+    return state
 
 
 def close_branches(net: nn.Module) -> int:

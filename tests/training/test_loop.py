@@ -19,7 +19,7 @@ from sklearn.metrics import roc_auc_score
 from torch import nn
 
 from angio_ray.models import NETS, interface, region_nets
-from angio_ray.models.classifier import ClipClassifier
+from angio_ray.models.classifier import ClipClassifier, cell_probability
 from angio_ray.models.interface import NOT_LAST, UNJUDGED
 from angio_ray.models.stenosis import NUM_BOXES, taken_apart
 from angio_ray.sampling import ClipWindow
@@ -252,6 +252,17 @@ def test_a_net_may_learn_from_the_view_what_the_picture_does_not_say(stages: str
     assert roc_auc_score(held_out.target_N.ravel(), p_NTK[..., 1].ravel()) > 0.9
     alike = predict(fitted.classifier, replace(held_out, views=(None,) * 12), ONE)
     np.testing.assert_allclose(alike[1::2], alike[::2], atol=1e-4)
+
+
+def test_three_classes_begin_from_two_with_the_same_cells_called_narrow() -> None:
+    torch.manual_seed(2)
+    two, three = (ClipClassifier(NETS[net]).eval() for net in ("stenosis_s", "stenosis_s_3cat"))
+    two.net.cells.weight.data *= 9  # type: ignore[union-attr, operator]
+    three.net.load_state_dict(loop._for_classes(two.net.state_dict(), three))
+    x = torch.from_numpy(spots(1).clips.read(np.arange(1)))
+    with torch.inference_mode():
+        torch.testing.assert_close(cell_probability(three.maps(x)), cell_probability(two.maps(x)))
+        assert float(cell_probability(two.maps(x)).std()) > 0.001
 
 
 def test_a_detector_learns_boxes_on_a_classifiers_features_and_leaves_its_classes() -> None:
