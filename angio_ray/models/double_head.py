@@ -58,11 +58,15 @@ class ResUNet(nn.Module):
     there still: what the paper's second head is worth.
     """
 
-    def __init__(self, width: int = 64, *, num_heads: Literal[1, 2] = 2, pool: Pool = "mean") -> None:
+    def __init__(
+        self, width: int = 64, *, num_heads: Literal[1, 2] = 2, pool: Pool = "mean", twice: bool = False
+    ) -> None:
         """`width`: channels of blocks 1 and 2, an even number; the paper's net has 64 as ResNet-18. `pool`: of the cells' logits;
-        the mean is what the paper's pooling and linear layer come to, a smooth maximum lets one cell speak alone."""
+        the mean is what the paper's pooling and linear layer come to, a smooth maximum lets one cell speak alone. `twice`: a
+        patch's verdict is the mean of its own and its mirror image's, except in training."""
         super().__init__()
         self.pool = pool
+        self.twice = twice
         self.encoder = Encoder(width, num_heads)
         self.classifier = nn.Linear(8 * width, 1)
         self.decoder = Decoder(width, num_heads)
@@ -77,7 +81,7 @@ class ResUNet(nn.Module):
 
     def classify(self, pair_B2HW: Tensor) -> Tensor:
         """Logits (B,) of calcification in the patch, without the decoder's work."""
-        return self.verdict_of(self.cells(pair_B2HW))
+        return self._with_mirrored(pair_B2HW, self.verdict_of(self.cells(pair_B2HW)))
 
     def cells(self, pair_B2HW: Tensor) -> Tensor:
         """What each cell of block 6 says, logits (B, h, w)."""
@@ -94,7 +98,8 @@ class ResUNet(nn.Module):
         Raises ValueError for sides that are no multiples of 32.
         """
         features = self.features(pair_B2HW)
-        return self.verdict_of(self._cells(features[-1])), self.decoder(features)
+        verdict_B = self.verdict_of(self._cells(features[-1]))
+        return self._with_mirrored(pair_B2HW, verdict_B), self.decoder(features)
 
     def forward(self, pair_B2HW: Tensor) -> tuple[Tensor, Tensor]:
         """See `regions`."""
@@ -122,6 +127,11 @@ class ResUNet(nn.Module):
             self.encoder.eval()
             self.classifier.eval()
         return self
+
+    def _with_mirrored(self, pair_B2HW: Tensor, verdict_B: Tensor) -> Tensor:
+        if self.training or not self.twice:
+            return verdict_B
+        return (verdict_B + self.verdict_of(self.cells(pair_B2HW.flip(-1)))) / 2
 
     def _cells(self, block6_BChw: Tensor) -> Tensor:
         logits: Tensor = self.classifier(block6_BChw.movedim(1, -1))

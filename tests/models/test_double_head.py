@@ -147,3 +147,15 @@ def test_heat_is_the_grad_cam_of_block_6() -> None:
 def test_sides_that_do_not_halve_five_times_are_refused() -> None:
     with pytest.raises(ValueError, match="48 and 48 px are no multiples of 32"):
         ResUNet(8).classify(pair(1, 48))
+
+
+def test_a_patch_judged_twice_is_called_as_its_mirror_image() -> None:
+    torch.manual_seed(0)
+    made = ResUNet(8, pool="logsumexp", twice=True).eval()
+    x = pair()
+    with torch.inference_mode():
+        torch.testing.assert_close(made.classify(x), made.classify(x.flip(-1)))
+        torch.testing.assert_close(made.regions(x)[0], made.classify(x))
+        alone = ResUNet(8, pool="logsumexp").eval()
+        alone.load_state_dict(made.state_dict())
+        assert not torch.allclose(alone.classify(x), alone.classify(x.flip(-1)), atol=1e-4)
