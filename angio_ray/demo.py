@@ -19,8 +19,10 @@ from angio_ray.storage import Storage
 from angio_ray.tables import sql
 from angio_ray.tables.root import TableRoot
 
-_MODELS = ("quality", "artery", "contrast", "stenosis")
+_MODELS = ("quality", "artery", "contrast", "stenosis", "calcium")
 _PATIENTS, _SEED, _SIZE, _FRAMES = 6, 7, 256, (48, 72)
+_LONG = 4
+"""Patients filmed as for calcification."""
 
 QUERIES = {
     "What became of every object": """
@@ -39,6 +41,13 @@ QUERIES = {
         SELECT left(study_id, 8) AS study, num_clips, num_gated, num_lca_clips, num_rca_clips, complete,
                round(stenosis_probability, 3) AS p_stenosis, stenosis_positive, len(views_missing) AS views_missing
         FROM study_scores ORDER BY study""",
+    "Calcification, and how large a region to look at": """
+        SELECT left(clip_id, 8) AS clip, round(calcium_probability, 3) AS p_calcium, calcium_frames[1].mask_frame AS frame,
+               calcium_frames[1].frame AS with_contrast, round(calcium_roi_area_mm2) AS mm2
+        FROM scores WHERE calcium_status = 'scored' ORDER BY clip""",
+    "Why clips have no such region": """
+        SELECT calcium_reason, count(*) AS clips FROM scores WHERE calcium_status = 'skipped' AND status = 'scored'
+        GROUP BY ALL ORDER BY ALL""",
 }
 
 
@@ -49,8 +58,12 @@ def demo(out: Path) -> int:
     if not (clips / "labels.parquet").exists():
         say.print(f"1. {_PATIENTS} synthetic patients -> {clips}")
         labels = generate(str(clips), patients=_PATIENTS, seed=_SEED, size=_SIZE, frames=_FRAMES)
+        long = generate(
+            str(clips / "calcium"), patients=_LONG, seed=_SEED + 1, clips=(1, 1), frames=(100, 104), protocol="calcium",
+            calcified=1.0,
+        )  # fmt: skip
         broken = write_broken(str(clips / "broken"), seed=_SEED)
-        say.print(f"   {len(labels)} clips, and {len(broken)} broken objects")
+        say.print(f"   {len(labels)} clips, {len(long)} with heartbeats before contrast, and {len(broken)} broken objects")
     say.print(f"2. angio-ray score {clips} --tables {tables} --run demo --models {','.join(_MODELS)}")
     summary = score(ScoreConfig(str(clips), tables=str(tables), run="demo", models=_MODELS))
     for note in summary.notes:
@@ -69,6 +82,9 @@ def demo(out: Path) -> int:
     evaluate_run(root, "demo", str(labels), key=key).print(say)
     say.print("\n   and with --task stenosis")
     evaluate_run(root, "demo", str(labels), key=key, task="stenosis").print(say)
+    of_long = clips / "calcium" / "labels.parquet"
+    say.print(f"\n   and with --labels {of_long} --task calcium")
+    evaluate_run(root, "demo", str(of_long), key=key, task="calcium").print(say)
     say.print(f"\n5. angio-ray report --run demo --tables {tables} --out {report}")
     write_report(root, report, runs=["demo"])
     say.print(f"   {report.resolve()}")
