@@ -35,7 +35,7 @@ QUERIES = {
                round(exclusion_rate, 2) AS exclusion_rate
         FROM exclusion_by_patient WHERE patient_id IS NOT NULL ORDER BY patient""",
     "Which artery, by which view, in which frames full of contrast (the first 8 clips)": """
-        SELECT left(clip_id, 8) AS clip, artery, "view", num_frames, contrast_begin, contrast_end, candidate_frames
+        SELECT left(clip_id, 8) AS clip, artery, "view", view_suspect, num_frames, contrast_begin, contrast_end, candidate_frames
         FROM scores WHERE artery IS NOT NULL ORDER BY clip LIMIT 8""",
     "The worst narrowing of each study (null: not both arteries were scored, and none found)": """
         SELECT left(study_id, 8) AS study, num_clips, num_gated, num_lca_clips, num_rca_clips, complete,

@@ -379,7 +379,7 @@ def test_stenoses_are_learnt_on_single_frames_and_scored_after_artery_and_contra
     assert len(rows) == 30
     bundle = load_bundle(folds / "fold-0" / "stenosis")
     for row in rows:
-        assert dict(row["bundles"]).keys() == {"artery", "contrast", "stenosis"}
+        assert dict(row["bundles"]).keys() == {"artery", "oblique", "contrast", "stenosis"}
         if row["contrast_begin"] is None:
             assert (row["stenosis_status"], row["stenosis_reason"]) == ("skipped", "no_full_contrast")
             continue
