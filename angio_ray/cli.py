@@ -456,10 +456,16 @@ def join_views(*, bundle: Path, view: Annotated[list[str], Parameter(negative=""
         raise ConfigError(f"--out {out}: holds a bundle already, name a new folder")
     if bad := [name for name, _, folder in pairs if not folder]:
         raise ConfigError(f"--view {bad[0]}: a view, = and a folder")
+    names = [name for name, _, _ in pairs]
+    if twice := [name for name in names if names.count(name) > 1]:
+        raise ConfigError(f"--view {twice[0]}: named twice")
     with _argument_errors():
         joined = load_bundle(bundle).with_views({name: load_bundle(folder) for name, _, folder in pairs})
         save_bundle(out, joined)
-    Console(highlight=False).print(f"bundle: {out}, with models of {', '.join(joined.views)}", soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True)
+    console.print(f"bundle: {out}, with models of {', '.join(joined.views)}")
+    alone = ", ".join(f"{name} {own.threshold:.3g}" for name, own in joined.views.items())
+    console.print(f"one threshold for all: {joined.threshold:.3g} (alone: {alone}); `calibrate` sets another on your labels")
     return 0
 
 

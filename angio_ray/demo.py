@@ -57,11 +57,11 @@ def demo(out: Path) -> int:
     clips, tables = out / "clips", out / "tables"
     if not (clips / "labels.parquet").exists():
         say.print(f"1. {_PATIENTS} synthetic patients -> {clips}")
-        labels = generate(str(clips), patients=_PATIENTS, seed=_SEED, size=_SIZE, frames=_FRAMES)
         long = generate(
             str(clips / "calcium"), patients=_LONG, seed=_SEED + 1, clips=(1, 1), frames=(100, 104), protocol="calcium",
             calcified=1.0,
         )  # fmt: skip
+        labels = generate(str(clips), patients=_PATIENTS, seed=_SEED, size=_SIZE, frames=_FRAMES)
         broken = write_broken(str(clips / "broken"), seed=_SEED)
         say.print(f"   {len(labels)} clips, {len(long)} with heartbeats before contrast, and {len(broken)} broken objects")
     say.print(f"2. angio-ray score {clips} --tables {tables} --run demo --models {','.join(_MODELS)}")

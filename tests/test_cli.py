@@ -326,6 +326,8 @@ def test_models_of_views_are_joined_and_read_as_one(tmp_path: Path, capsys: pyte
     one, out = str(SHIPPED / "stenosis"), tmp_path / "joined" / "stenosis"
     assert main(["join-views", "--bundle", one, "--view", f"RCA={one}", "--view", f"LAO cranial={one}", "--out", str(out)]) == 0
     assert "with models of RCA, LAO cranial" in capsys.readouterr().out
+    again = ["join-views", "--bundle", one, "--view", f"RCA={one}", "--view", f"RCA={one}", "--out", str(tmp_path / "new")]
+    assert "--view RCA: named twice" in complaint(again, capsys)
     assert sorted(p.name for p in out.iterdir() if p.is_dir()) == ["LAO_cranial", "RCA"]
     assert list(load_bundle(out).views) == ["LAO cranial", "RCA"]
     assert "name a new folder" in complaint(["join-views", "--bundle", one, "--view", f"RCA={one}", "--out", str(out)], capsys)

@@ -233,7 +233,7 @@ def _weights(models: Sequence[ModelOnSet], folders: Mapping[str, Path]) -> dict[
     """Digest -> SHA-256 of its weight files, of the models' bundles that are there."""
     found = {digest: _finder(folders, weights=False)(digest) for digest in _digests(models) & folders.keys()}
     return {
-        digest: frozenset(sha256(data).hexdigest() for data in bundle.weights)
+        digest: frozenset(sha256(data).hexdigest() for one in (bundle, *bundle.views.values()) for data in one.weights)
         for digest, bundle in found.items()
         if bundle is not None
     }

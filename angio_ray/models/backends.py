@@ -146,15 +146,17 @@ class CompiledScorer:
     task: str
 
     def __init__(
-        self, bundle: Bundle, backend: BackendChoice, *, num_threads: int = 1, converted: Converted | None = None
+        self, bundle: Bundle, backend: BackendChoice, *, num_threads: int = 1,
+        converted: Mapping[str, Converted] | None = None,
     ) -> None:
         from angio_ray.models import TASKS
 
         self.windows: tuple[ClipWindow, ...] = TASKS[self.task].windows(bundle)
         self.threshold = np.float32(bundle.threshold)
         backend = for_net(backend, bundle.net)
-        if converted and backend.backend == "openvino":
-            self._run = openvino_runner(converted, precision=backend.precision, num_threads=num_threads)
+        form = (converted or {}).get(bundle.digest)
+        if form and backend.backend == "openvino":
+            self._run = openvino_runner(form, precision=backend.precision, num_threads=num_threads)
         else:
             self._run = make_runner(bundle.ensemble(), bundle.window, backend, num_threads=num_threads)
 

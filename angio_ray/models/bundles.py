@@ -125,10 +125,11 @@ class Bundle:
         """This model for most clips, others for those of an artery or view (`views.OWN_MODEL`), as the stenosis paper has them.
 
         All call a clip positive from this one's threshold on: their probabilities are to be calibrated, as training leaves
-        maps. What any of them has seen counts as seen. BundleError where they do not go together.
+        maps. What any of them has seen counts as seen; the figures of one are not those of all, so none stand there.
+        BundleError where they do not go together.
         """
         seen = {patient for bundle in (self, *views.values()) for patient in bundle.training_patients}
-        changed = replace(self, views={**self.views, **views}, training_patients=tuple(sorted(seen)))
+        changed = replace(self, views={**self.views, **views}, training_patients=tuple(sorted(seen)), metrics={})
         changed = replace(changed, digest=_digest(changed))
         changed.check(weights=False)
         return changed
@@ -380,7 +381,7 @@ def _write_folder(folder: Path, bundle: Bundle, card: str) -> None:
     """Weights first and the manifest last, each by rename: a reader sees the old bundle, a digest error, or the new one."""
     folder.mkdir(parents=True, exist_ok=True)
     for view, own in bundle.views.items():
-        _write_folder(folder / _view_folder(view), own, _default_card(own))
+        _write_folder(folder / _view_folder(view), own, _default_card(own, bundle))
     manifest = {**_facts(bundle), "digest": bundle.digest}
     files = [(entry["file"], data) for entry, data in zip(manifest["weights"], bundle.weights, strict=True)]
     for stale in set(folder.glob("weights*.safetensors")) - {folder / n for n, _ in files}:
@@ -392,10 +393,11 @@ def _write_folder(folder: Path, bundle: Bundle, card: str) -> None:
         part.replace(folder / name)
 
 
-def _default_card(bundle: Bundle) -> str:
+def _default_card(bundle: Bundle, above: Bundle | None = None) -> str:
+    """`above`: the bundle that it is a view's model of, whose threshold counts."""
     from angio_ray.models import TASKS
 
-    window = bundle.window
+    window, threshold = bundle.window, (above or bundle).threshold
     people = "synthetic clips (the phantom); it has seen no patient" if bundle.trained_on == "synthetic" else "patients' clips"
     lines = [
         f"# {bundle.task}: {bundle.net}",
@@ -409,7 +411,8 @@ def _default_card(bundle: Bundle) -> str:
             if TASKS[bundle.task].named_frames
             else f"every {window.stride}. of {window.length} at {window.fps:g}/s from frame {window.start}."
         ),
-        f"- Output: probability of {TASKS[bundle.task].classes[-1]}; at or above {bundle.threshold:g} the clip is called so.",
+        f"- Output: probability of {TASKS[bundle.task].classes[-1]}; at or above {threshold:g} the clip is called so.",
+        *([f"- Of the bundle {above.digest}; alone its threshold is {bundle.threshold:g}."] if above else []),
         *([f"- Threshold: {bundle.threshold_from}."] if bundle.threshold_from else []),
         f"- Weights: {len(bundle.weights)} file(s), digest {bundle.digest}.",
         *([f"- Models of their own: {', '.join(bundle.views)}."] if bundle.views else []),

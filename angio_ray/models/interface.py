@@ -120,9 +120,10 @@ class ScorerFactory(Protocol):
     """A scorer's constructor."""
 
     def __call__(
-        self, bundle: Bundle, backend: BackendChoice, *, num_threads: int, converted: Converted | None = None
+        self, bundle: Bundle, backend: BackendChoice, *, num_threads: int, converted: Mapping[str, Converted] | None = None
     ) -> Scorer:
-        """Build the nets, load the weights and compile; `converted` is the bundle in OpenVINO's form, where it is at hand."""
+        """Build the nets, load the weights and compile. `converted`: bundles in OpenVINO's form by their digests, where they are
+        at hand."""
         ...
 
 

@@ -83,7 +83,7 @@ class StenosisScorer(CompiledScorer):
         self.num_boxes = NETS[bundle.net].num_boxes * len(bundle.weights)
         self.num_frames = bundle.window.num_frames
         self.sees_view = NETS[bundle.net].sees_view
-        self.of_views = {view: StenosisScorer(own, *args, **options | {"converted": None}) for view, own in bundle.views.items()}
+        self.of_views = {view: StenosisScorer(own, *args, **options) for view, own in bundle.views.items()}
 
     def __call__(
         self,

@@ -41,10 +41,9 @@ class ClipScorer:
         self.bundles = {task: ray.get(ref) for task, ref in bundles.items()}
         for bundle in self.bundles.values():
             bundle.check(weights=False)  # the tensors were looked at when the backend was chosen
+        forms = {digest: ray.get(ref) for digest, ref in converted.items()}
         self.scorers = {
-            task: TASKS[task].scorer(
-                bundle, backend, num_threads=threads, converted=ray.get(converted[task]) if task in converted else None
-            )
+            task: TASKS[task].scorer(bundle, backend, num_threads=threads, converted=forms)
             for task, bundle in self.bundles.items()
         }
         self.ledger = ledger

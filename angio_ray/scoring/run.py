@@ -51,6 +51,9 @@ log = logging.getLogger(__name__)
 
 SCORING_VERSION = 2
 """Raised by any change of reading, sampling or grey values that changes a score, so that no run mixes two of them."""
+MODELS_VERSION = 2
+"""Raised where the same bundle gives other scores by the same backend: small nets of calcification look at a patch mirrored, too,
+and nets of local contrast leave OpenVINO's bfloat16 (2)."""
 _IN_JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Ray sets this for the driver of a submitted job."""
 
@@ -302,6 +305,7 @@ def _facts(
         "patient_map": hashlib.sha256(config.patient_map.read_bytes()).hexdigest() if config.patient_map else None,
         "backend": asdict(backend),
         "scoring_version": SCORING_VERSION,
+        "models_version": MODELS_VERSION,
     }
 
 
@@ -321,8 +325,8 @@ def _choose_backend(
 ) -> tuple[BackendChoice, dict[str, Any]]:
     """What runs the models on all nodes: as the run is bound to, else measured once where a scoring actor would run.
 
-    With it references to each task's net in OpenVINO's form, where that runs it. RunError (2) where the models do not run, or
-    a bundle's tensors do not fit its net.
+    With it references to the nets in OpenVINO's form, by the digests of their bundles, where that runs them. RunError (2) where
+    the models do not run, or a bundle's tensors do not fit its net.
     """
     names = {task: f"bundle {_bundle_folder(config, task)}" for task in bundles}
 
@@ -336,12 +340,13 @@ def _choose_backend(
                 bundle.check(names[task])
         except BundleError as error:
             return None, {}, str(error)
+        every = [one for bundle in loaded.values() for one in (bundle, *bundle.views.values())]
         fault = unsupported(bound) if bound else None
         try:
             if fault:
                 raise ValueError(fault)
             choice = bound or choose_backend(
-                [one for bundle in loaded.values() for one in (bundle, *bundle.views.values())],
+                every,
                 "cuda" if pools.gpus_per_scorer and torch.cuda.is_available() else "cpu",
                 config.backend,
                 precision=config.precision,
@@ -351,12 +356,13 @@ def _choose_backend(
             )
             if choice.backend != "openvino":
                 return choice, {}, ""
-            for bundle in loaded.values():
-                if bundle.digest not in forms and for_net(choice, bundle.net).backend == "openvino":
+            native = [one for one in every if for_net(choice, one.net).backend == "openvino"]
+            for bundle in native:
+                if bundle.digest not in forms:
                     forms[bundle.digest] = convert(bundle.ensemble(), bundle.window)
         except ValueError as error:
             return None, {}, f"the models cannot run as {'the run was started' if bound else 'asked for'}: {error}"
-        return choice, {task: forms[b.digest] for task, b in loaded.items() if b.digest in forms}, ""
+        return choice, {bundle.digest: forms[bundle.digest] for bundle in native}, ""
 
     remote = ray.remote(num_cpus=pools.cpus_per_scorer, num_gpus=pools.gpus_per_scorer)(choose)
     answer = remote.remote(dict(bundles))
@@ -371,4 +377,4 @@ def _choose_backend(
     if choice is None:
         raise RunError(fault, 2)
     log.info("models run with %s", choice)
-    return choice, {task: ray.put(form) for task, form in forms.items()}
+    return choice, {digest: ray.put(form) for digest, form in forms.items()}

@@ -81,7 +81,8 @@ class TrainConfig:
     weights: Path | None = None
     """Local file of pretrained weights to begin from (Kinetics X3D-S, torchvision's or MedicalNet's ResNets)."""
     start: Path | None = None
-    """Bundle folder to begin from; the patients it has seen count as in-sample."""
+    """Bundle folder to begin from, of the same net or of one that is a part of it (a detector's classifier; stenosis_s for one of
+    three classes or one that sees the view); the patients it has seen count as in-sample."""
     assume_fps: float | None = None
     """Frame rate of clips whose header names none (frames/s). Default: such clips are left out."""
     workers: int = 1

@@ -609,7 +609,8 @@ def _initial(config: TrainConfig, clips: pa.Table, folds: Iterable[Fold]) -> _In
         bundle = load_bundle(config.start)
         of_part = NETS[config.net].part
         if bundle.net not in (config.net, of_part) or len(bundle.weights) != 1:
-            raise ConfigError(f"--start {config.start}: not one {config.net}, but {len(bundle.weights)} {bundle.net}")
+            fit = " or ".join(filter(None, (config.net, of_part)))
+            raise ConfigError(f"--start {config.start}: not one {fit}, but {len(bundle.weights)} {bundle.net}")
         if (bundle.window, bundle.mean, bundle.std) != (NETS[config.net].window, KINETICS_MEAN, KINETICS_STD):
             raise ConfigError(f"--start {config.start}: its window or normalisation is not the one that is trained with")
         # a detector leaves its classifier as it is, so who taught that may teach the detector, but not judge it

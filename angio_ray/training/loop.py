@@ -897,8 +897,9 @@ class _Loop:
         if self.recipe.settle_clips and not self.recipe.stages[-1].cut and not frozen:
             as_scored = self.train.num_as_scored or len(self.train)
             rows = np.random.default_rng((self.seed, 0, 0)).permutation(as_scored)[: self.recipe.settle_clips]
-            batches = _read_ahead(self.train.clips, _batches_of(rows, _at_once(self.classifier, _SETTLED_AT_ONCE)))
-            settle_statistics(self.classifier, (x.to(self.device) for x in batches))
+            batches = _batches_of(rows, _at_once(self.classifier, _SETTLED_AT_ONCE))
+            read = zip(batches, _read_ahead(self.train.clips, batches), strict=True)
+            settle_statistics(self.classifier, (self.train.told(x, of.tolist()).to(self.device) for of, x in read))
         if self.squares is not None and not frozen:
             self._calibrate()
         as_stored(self.classifier)

@@ -193,7 +193,7 @@ import pickle, sys
 from angio_ray.models.quality import QualityScorer
 bundle, choice, converted, clips = pickle.load(sys.stdin.buffer)
 bundle.check(weights=False)
-columns = QualityScorer(bundle, choice, num_threads=1, converted=converted)({bundle.window.name: clips})
+columns = QualityScorer(bundle, choice, num_threads=1, converted={bundle.digest: converted})({bundle.window.name: clips})
 pickle.dump((columns, "torch" in sys.modules), sys.stdout.buffer)
 """
 

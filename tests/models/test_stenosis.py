@@ -116,6 +116,8 @@ def test_clips_of_a_view_go_to_its_own_model_and_suspect_ones_to_the_shared(bund
     save_bundle(tmp_path / "joined", joined)
     assert load_bundle(tmp_path / "joined") == joined
     assert joined.digest != bundle.digest != bundle.with_views({"RCA": others["RCA"]}).digest
+    assert joined.metrics == {}, "no figure of one is that of all"
+    assert "alone its threshold is 0.9" in (tmp_path / "joined" / "RCA" / "MODEL_CARD.md").read_text()
     moved = joined.with_threshold(0.5)
     assert moved.views == joined.views, "one threshold for all"
     with pytest.raises(BundleError, match="no model of LCA; there is RCA, LAO cranial"):
