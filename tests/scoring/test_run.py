@@ -238,6 +238,6 @@ def test_a_task_that_the_folder_lacks_is_served_by_the_bundle_that_ships(tmp_pat
 
 def test_a_task_without_any_bundle_is_one_line_that_says_what_to_do(clips, tmp_path, monkeypatch):
     monkeypatch.setattr("angio_ray.scoring.run.SHIPPED", tmp_path / "a-package-without-it")
-    with pytest.raises(RunError, match="no bundle for calcium ships: train one, and name the folder above it") as caught:
-        score(dataclasses.replace(config_for(clips[0], tmp_path / "tables", None), models=("calcium",)))
+    with pytest.raises(RunError, match="no bundle for artery ships: train one, and name the folder above it") as caught:
+        score(dataclasses.replace(config_for(clips[0], tmp_path / "tables", None), models=("artery",)))
     assert caught.value.exit_code == 2
