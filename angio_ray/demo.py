@@ -19,7 +19,7 @@ from angio_ray.storage import Storage
 from angio_ray.tables import sql
 from angio_ray.tables.root import TableRoot
 
-_MODELS = ("quality", "artery", "contrast", "stenosis", "calcium")
+_MODELS = ("quality", "artery", "oblique", "contrast", "stenosis")
 _PATIENTS, _SEED, _SIZE, _FRAMES = 6, 7, 256, (48, 72)
 _LONG = 4
 """Patients filmed as for calcification."""
@@ -28,65 +28,58 @@ QUERIES = {
     "What became of every object": """
         SELECT status, count(*) AS objects, count(DISTINCT patient_id) AS patients,
                round(avg(quality_probability), 3) AS mean_p_unsatisfactory
-        FROM scores GROUP BY status ORDER BY objects DESC""",
+        FROM scores WHERE run_id = 'demo' GROUP BY status ORDER BY objects DESC""",
     "Rejected, by reason": "SELECT reason, num_objects FROM rejects_by_reason",
     "Exclusion rate by patient (rejected objects beside it, not counted in)": """
         SELECT left(patient_id, 8) AS patient, num_clips, num_evaluated, num_unsatisfactory, num_rejected,
                round(exclusion_rate, 2) AS exclusion_rate
-        FROM exclusion_by_patient WHERE patient_id IS NOT NULL ORDER BY patient""",
+        FROM exclusion_by_patient WHERE num_evaluated + num_rejected > 0 ORDER BY patient""",
     "Which artery, by which view, in which frames full of contrast (the first 8 clips)": """
         SELECT left(clip_id, 8) AS clip, artery, "view", view_suspect, num_frames, contrast_begin, contrast_end, candidate_frames
-        FROM scores WHERE artery IS NOT NULL ORDER BY clip LIMIT 8""",
+        FROM scores WHERE run_id = 'demo' AND artery IS NOT NULL ORDER BY clip LIMIT 8""",
     "The worst narrowing of each study (null: not both arteries were scored, and none found)": """
         SELECT left(study_id, 8) AS study, num_clips, num_gated, num_lca_clips, num_rca_clips, complete,
                round(stenosis_probability, 3) AS p_stenosis, stenosis_positive, len(views_missing) AS views_missing
-        FROM study_scores ORDER BY study""",
+        FROM study_scores WHERE complete IS NOT NULL ORDER BY study""",
     "Calcification, and how large a region to look at": """
         SELECT left(clip_id, 8) AS clip, round(calcium_probability, 3) AS p_calcium, calcium_frames[1].mask_frame AS frame,
                calcium_frames[1].frame AS with_contrast, round(calcium_roi_area_mm2) AS mm2
         FROM scores WHERE calcium_status = 'scored' ORDER BY clip""",
-    "Why clips have no such region": """
-        SELECT calcium_reason, count(*) AS clips FROM scores WHERE calcium_status = 'skipped' AND status = 'scored'
-        GROUP BY ALL ORDER BY ALL""",
 }
 
 
 def demo(out: Path) -> int:
     """Run the demo in the folder `out`; 0 when every object has its row."""
     say = Console(highlight=False, soft_wrap=True)
-    clips, tables = out / "clips", out / "tables"
+    clips, long, tables = out / "clips", out / "long", out / "tables"
     if not (clips / "labels.parquet").exists():
-        say.print(f"1. {_PATIENTS} synthetic patients -> {clips}")
-        long = generate(
-            str(clips / "calcium"), patients=_LONG, seed=_SEED + 1, clips=(1, 1), frames=(100, 104), protocol="calcium",
-            calcified=1.0,
-        )  # fmt: skip
+        say.print(f"1. {_PATIENTS} synthetic patients -> {clips}, {_LONG} filmed for calcification -> {long}")
+        generate(str(long), patients=_LONG, seed=_SEED + 1, clips=(1, 1), frames=(100, 104), protocol="calcium", calcified=1.0)
         labels = generate(str(clips), patients=_PATIENTS, seed=_SEED, size=_SIZE, frames=_FRAMES)
         broken = write_broken(str(clips / "broken"), seed=_SEED)
-        say.print(f"   {len(labels)} clips, {len(long)} with heartbeats before contrast, and {len(broken)} broken objects")
-    say.print(f"2. angio-ray score {clips} --tables {tables} --run demo --models {','.join(_MODELS)}")
-    summary = score(ScoreConfig(str(clips), tables=str(tables), run="demo", models=_MODELS))
-    for note in summary.notes:
-        say.print(f"   {note}")
-    say.print(
-        f"   {summary.statuses.total()} rows, one per object, {summary.written} of them now ({summary.seconds:.0f} s)\n"
-        f'3. angio-ray sql "..." --tables {tables}'
-    )
+        say.print(f"   {len(labels)} clips, {_LONG} with heartbeats before contrast, and {len(broken)} broken objects")
     root = TableRoot(Storage(str(tables)))
+    for source, run, models in ((clips, "demo", _MODELS), (long, "calcium", ("calcium",))):
+        number = "2." if run == "demo" else "   and"
+        say.print(f"{number} angio-ray score {source} --tables {tables} --run {run} --models {','.join(models)}")
+        summary = score(ScoreConfig(str(source), tables=str(tables), run=run, models=models))
+        for note in summary.notes:
+            say.print(f"   {note}")
+        rows, written = summary.statuses.total(), summary.written
+        say.print(f"   {rows} rows, one per object, {written} of them now ({summary.seconds:.0f} s)")
+    say.print(f'3. angio-ray sql "..." --tables {tables}')
     for title, query in QUERIES.items():
         say.print(f"\n{title}")
         sql.write_result(sql.query(root, query))
-    labels, report = clips / "labels.parquet", out / "report.html"
-    say.print(f"\n4. angio-ray evaluate --run demo --labels {labels} --tables {tables}")
-    key = optional_key(str(tables), None)
-    evaluate_run(root, "demo", str(labels), key=key).print(say)
-    say.print("\n   and with --task stenosis")
-    evaluate_run(root, "demo", str(labels), key=key, task="stenosis").print(say)
-    of_long = clips / "calcium" / "labels.parquet"
-    say.print(f"\n   and with --labels {of_long} --task calcium")
-    evaluate_run(root, "demo", str(of_long), key=key, task="calcium").print(say)
-    say.print(f"\n5. angio-ray report --run demo --tables {tables} --out {report}")
-    write_report(root, report, runs=["demo"])
+    report, key = out / "report.html", optional_key(str(tables), None)
+    judged = (("demo", clips, "quality"), ("demo", clips, "stenosis"), ("calcium", long, "calcium"))
+    for run, source, task in judged:
+        labels_file, of_task = source / "labels.parquet", "" if task == "quality" else f" --task {task}"
+        number = "4." if task == "quality" else "   and"
+        say.print(f"\n{number} angio-ray evaluate --run {run} --labels {labels_file} --tables {tables}{of_task}")
+        evaluate_run(root, run, str(labels_file), key=key, task=task).print(say)
+    say.print(f"\n5. angio-ray report --run demo --run calcium --tables {tables} --out {report}")
+    write_report(root, report, runs=["demo", "calcium"])
     say.print(f"   {report.resolve()}")
     say.print(
         f'\nResearch use only; every clip here is synthetic. Ask more: angio-ray sql "SHOW TABLES" --tables {tables}'

@@ -216,7 +216,8 @@ def _load_bundles(config: ScoreConfig) -> dict[str, Bundle]:
         raise RunError(f"--models {','.join(unknown)}: no such task; there is {', '.join(TASKS)}", 2)
     asked = [task for task in TASKS if task in with_needed(config.models)]
     if added := [task for task in asked if task not in config.models]:
-        log.info("%s: asked for too, since %s must know it", ", ".join(added), ", ".join(config.models))
+        because = [task for task in asked if set(TASKS[task].needs) & set(added)]
+        log.info("%s: asked for too, since %s must know it", ", ".join(added), ", ".join(because))
     for task in asked:
         folder = _bundle_folder(config, task)
         if folder.parent == SHIPPED and not folder.is_dir():
