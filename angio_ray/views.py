@@ -7,8 +7,9 @@ has four views of the left and three of the right coronary artery, and one model
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 Artery = Literal["LCA", "RCA"]
 
@@ -91,6 +92,17 @@ def is_suspect(oblique: str | None, primary_deg: float | None, *, moving: bool =
     if oblique is None or primary_deg is None or moving or abs(primary_deg) < LEAST_OBLIQUE_DEG:
         return None
     return oblique != ("LAO" if primary_deg > 0 else "RAO")
+
+
+def view_of(clip: Mapping[str, Any]) -> tuple[NearestView | None, bool | None]:
+    """The view of a clip whose artery was told, and whether it is suspect where its side was told.
+
+    `clip`: what the pixels said, artery and oblique, and its header's primary_angle_deg, secondary_angle_deg and
+    positioner_motion; what is not there is not known.
+    """
+    artery, primary_deg, moving = clip.get("artery"), clip.get("primary_angle_deg"), clip.get("positioner_motion") == "DYNAMIC"
+    view = nearest_view(artery, primary_deg, clip.get("secondary_angle_deg"), moving=moving) if artery else None
+    return view, is_suspect(clip.get("oblique"), primary_deg, moving=moving)
 
 
 def between_beams_deg(one: tuple[float, float], other: tuple[float, float]) -> float:

@@ -1,8 +1,8 @@
 """Which coronary artery a clip shows, left or right: from the pixels alone, so that angles cannot vouch for themselves.
 
-The stenosis paper (spec section 2) sorts its runs by a small classifier before anything else. The bundle that ships has one of
-the quality task's nets and its input, two seconds of a run; `projection_2d` sees the whole run, in the input that the frames of
-full contrast are sought in, since contrast may come later than that. Knows nothing of tables, gates or Ray.
+The stenosis paper (spec section 2) sorts its runs by a small classifier before anything else. The quality task's nets can be
+trained for it; the bundle that ships is a `projection_2d`, which sees the whole run in place of two seconds, in the input that
+the frames of full contrast are sought in, since contrast may come later than that. Knows nothing of tables, gates or Ray.
 
 Shapes: B clips, T frames, H x W pixels.
 """

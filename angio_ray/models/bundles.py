@@ -110,16 +110,11 @@ class Bundle:
         `patients` (keyed hashes) are those that the threshold was set on: they count as seen from now on. What the weights
         were trained on stays as it is.
         """
-        changed = replace(
-            self,
+        return self._changed(
             threshold=float(threshold),
             threshold_from=threshold_from,
             training_patients=tuple(sorted({*self.training_patients, *patients})),
         )
-        changed = replace(changed, digest=_digest(changed))
-        changed.check(weights=False)
-        return changed
-
 
     def with_views(self, views: Mapping[str, Bundle]) -> Bundle:
         """This model for most clips, others for those of an artery or view (`views.OWN_MODEL`), as the stenosis paper has them.
@@ -129,7 +124,10 @@ class Bundle:
         BundleError where they do not go together.
         """
         seen = {patient for bundle in (self, *views.values()) for patient in bundle.training_patients}
-        changed = replace(self, views={**self.views, **views}, training_patients=tuple(sorted(seen)), metrics={})
+        return self._changed(views={**self.views, **views}, training_patients=tuple(sorted(seen)), metrics={})
+
+    def _changed(self, **changes: Any) -> Bundle:
+        changed = replace(self, **changes)
         changed = replace(changed, digest=_digest(changed))
         changed.check(weights=False)
         return changed

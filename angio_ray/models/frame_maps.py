@@ -106,7 +106,8 @@ class _ToldView(nn.Sequential):
         grey_N = 255 * (frames_NCHW[:, 0, 0, 0].float() * KINETICS_STD[0] + KINETICS_MEAN[0])
         told_NF11 = self.view(grey_N.round().long().clamp(0, self.most))[:, :, None, None]
         x = frames_NCHW
-        for number, layer in enumerate(layer for name, layer in self.named_children() if name != "view"):
+        *layers, _ = self.children()  # the last one is `view`
+        for number, layer in enumerate(layers):
             x = layer(x)
             if number == self.place:
                 x = x + told_NF11

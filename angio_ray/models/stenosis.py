@@ -25,7 +25,7 @@ from angio_ray.models.backends import CompiledScorer
 from angio_ray.models.contrast import CANDIDATE_STEP, NUM_CANDIDATES
 from angio_ray.models.interface import NetSpec
 from angio_ray.sampling import ClipWindow
-from angio_ray.views import OWN_MODEL, is_suspect, nearest_view, own_model
+from angio_ray.views import OWN_MODEL, own_model, view_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -108,33 +108,30 @@ class StenosisScorer(CompiledScorer):
             columns["stenosis_reason"][i] = CONTRAST_FAILED if failed else NO_FULL_CONTRAST
         if not found:
             return columns
-        filled = [np.resize(chosen[i], self.num_frames) for i in found]  # fewer stand again, and change no maximum
-        x_BTHW = np.stack([inputs[window.name][i][places] for i, places in zip(found, filled, strict=True)])
-        views = [_view(known, i) for i in found]
+        views = {i: _view(known, i) for i in found}
         for own, mine in self._by_model(views):
+            # fewer frames stand again, and change no maximum
+            x_BTHW = np.stack([inputs[window.name][i][np.resize(chosen[i], self.num_frames)] for i in mine])
             if own.sees_view:
-                x_BTHW[mine] = with_view(x_BTHW[mine], [views[m] for m in mine])
-            for m, p_TX in zip(mine, own.probabilities_of(x_BTHW[mine]), strict=True):
-                i = found[m]
+                x_BTHW = with_view(x_BTHW, [views[i] for i in mine])
+            for i, p_TX in zip(mine, own.probabilities_of(x_BTHW), strict=True):
                 shown, sides = frames[window.name][i], (known["columns"][i], known["rows"][i])
                 rows = [
                     own._frame(int(shown[place]), p_X, *sides, self.threshold)
                     for place, p_X in zip(chosen[i], p_TX[: len(chosen[i])], strict=True)
                 ]
+                columns["stenosis_probability"][i] = max(row["probability"] for row in rows)
+                columns["stenosis_threshold"][i] = float(self.threshold)
+                columns["stenosis_class"][i] = max((row["class"] for row in rows), key=self.classes.index)
                 columns["stenosis_frames"][i] = rows
-        for i in found:
-            rows = columns["stenosis_frames"][i]
-            columns["stenosis_probability"][i] = max(row["probability"] for row in rows)
-            columns["stenosis_threshold"][i] = float(self.threshold)
-            columns["stenosis_class"][i] = max((row["class"] for row in rows), key=self.classes.index)
         return columns
 
-    def _by_model(self, views: Sequence[str | None]) -> list[tuple[StenosisScorer, list[int]]]:
+    def _by_model(self, views: Mapping[int, str | None]) -> list[tuple[StenosisScorer, list[int]]]:
         """Which model judges which of the clips."""
         mine: dict[str | None, list[int]] = {}
-        for place, view in enumerate(views):
-            mine.setdefault(view if view in self.of_views else None, []).append(place)
-        return [(self if view is None else self.of_views[view], places) for view, places in mine.items()]
+        for clip, view in views.items():
+            mine.setdefault(view if view in self.of_views else None, []).append(clip)
+        return [(self if view is None else self.of_views[view], clips) for view, clips in mine.items()]
 
     def _frame(
         self, frame: int, p_X: NDArray[np.float32], columns: int, rows: int, threshold: np.float32
@@ -167,11 +164,8 @@ def with_view(x_BTHW: NDArray[np.uint8], views_B: Sequence[str | None]) -> NDArr
 def _view(known: Mapping[str, Sequence[Any]], place: int) -> str | None:
     """Which of `views.OWN_MODEL` a clip is for, by what was found and its header says."""
     row = {name: values[place] for name, values in known.items()}
-    artery, primary_deg, moving = row.get("artery"), row.get("primary_angle_deg"), row.get("positioner_motion") == "DYNAMIC"
-    if artery is None:
-        return None
-    view = nearest_view(artery, primary_deg, row.get("secondary_angle_deg"), moving=moving)
-    return own_model(artery, view.name if view else None, is_suspect(row.get("oblique"), primary_deg, moving=moving))
+    view, suspect = view_of(row)
+    return own_model(row.get("artery"), view.name if view else None, suspect)
 
 
 def taken_apart(

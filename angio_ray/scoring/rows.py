@@ -23,7 +23,7 @@ from angio_ray.pseudonyms import PatientIdentity, PseudonymKey
 from angio_ray.sampling import ClipWindow
 from angio_ray.storage import Storage
 from angio_ray.tables.schema import arrow_schema
-from angio_ray.views import is_suspect, nearest_view
+from angio_ray.views import view_of
 
 KEYS = pa.schema([("object_id", pa.string()), ("uri", pa.string()), ("size_bytes", pa.int64()), ("etag", pa.string())])
 """One object to score: what a block of the source holds."""
@@ -168,12 +168,9 @@ def _view(row: Mapping[str, Any]) -> dict[str, Any]:
     header = row["header"]
     if not header:
         return {}
-    primary_deg, moving = header["primary_angle_deg"], header["positioner_motion"] == "DYNAMIC"
-    found: dict[str, Any] = {"view_suspect": is_suspect(row.get("oblique"), primary_deg, moving=moving)}
-    if row.get("artery"):
-        view = nearest_view(row["artery"], primary_deg, header["secondary_angle_deg"], moving=moving)
-        found |= {"view": view.name, "view_distance_deg": view.distance_deg} if view else {}
-    return found
+    view, suspect = view_of({**header, "artery": row.get("artery"), "oblique": row.get("oblique")})
+    found: dict[str, Any] = {"view_suspect": suspect}
+    return found | ({"view": view.name, "view_distance_deg": view.distance_deg} if view else {})
 
 
 def clip_rows(table: pa.Table, *, key: PseudonymKey, patients: PatientIdentity) -> pa.Table:
