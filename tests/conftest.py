@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+import angio_ray  # noqa: F401 - says how threads wait; test files import torch before it
+
 # Ray's own default is to turn token authentication on and write a token under HOME: tests say what they want.
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -120,6 +121,19 @@ def test_readme_names_every_part() -> None:
     parts += [f"{path.parent.name}/" for path in PACKAGE.glob("*/__init__.py")]
     assert len(parts) > 10
     assert [name for name in parts if name not in tree] == []
+
+
+def test_threads_of_torch_sleep_soon_unless_somebody_says_otherwise() -> None:
+    def told(**environment: str) -> list[str]:
+        inherited = {name: value for name, value in os.environ.items() if name != "GOMP_SPINCOUNT"}
+        done = subprocess.run(
+            [sys.executable, "-c", "import angio_ray, torch"], capture_output=True, text=True, timeout=120, check=True,
+            env={**inherited, "OMP_DISPLAY_ENV": "verbose", **environment},
+        )
+        return [line.strip() for line in done.stderr.splitlines() if "GOMP_SPINCOUNT" in line]
+
+    assert told() == ["GOMP_SPINCOUNT = '1000'"]
+    assert told(GOMP_SPINCOUNT="77") == ["GOMP_SPINCOUNT = '77'"]
 
 
 def loaded(code: str) -> set[str]:

@@ -322,12 +322,13 @@ def measure_backends(
     differences = dict.fromkeys(choices, 0.0)
     faults: dict[BackendChoice, str] = {}
     for bundle in bundles:
-        probe = probe_clips(bundle.window, batch_size) if clips is None else clips
+        probe = probe_clips(bundle.window, min(batch_size, _PARITY_CLIPS)) if clips is None else clips
         plain = torch_runner(bundle.ensemble(), BackendChoice())  # on one thread: a busy machine delays teams of threads
         started = time.perf_counter()
         expected = plain(probe[:_PARITY_CLIPS])
         reference_s = (time.perf_counter() - started) / len(expected)
-        probe = probe[: max(len(expected), int(_PASS_S / reference_s))]
+        count = min(batch_size if clips is None else len(clips), max(len(expected), int(_PASS_S / reference_s)))
+        probe = probe[np.arange(count) % len(probe)]  # again and again: to make up whole runs takes longer than to judge them
         best_s = float("inf")
         for choice in reversed(choices):  # the likely fastest first, so that the slow ones are soon seen to be slow
             if choice in faults:
