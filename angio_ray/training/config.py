@@ -51,7 +51,7 @@ class TrainConfig:
     """Folder or s3:// prefix for decoded inputs (pixels of patients). Default: cache in `out`."""
     only: Annotated[tuple[str, ...], Parameter(negative="")] = ()
     """Clips whose label says so and no others: artery=RCA, or with another --only view="LAO cranial". So a model is taught one
-    artery or view, as the stenosis paper does."""
+    artery or view, as the stenosis paper does. Folds of all clips (--fold-set) divide them as they divide the others, too."""
     experiment: str | None = None
     """Name of the experiment. The same name again goes on where it stopped. Default: task, net and folds."""
     net: str = ""

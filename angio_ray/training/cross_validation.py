@@ -345,7 +345,7 @@ def _train(config: TrainConfig) -> TrainSummary:
         usable_N = _usable(clips, filled)
         clips, target_N = clips.filter(pa.array(usable_N)), target_N[usable_N]
         with _another_name("fold-set"):
-            folds = ensure_folds(root, config.folds_name, clips, target_N, plan, task=config.task)
+            folds = ensure_folds(root, config.folds_name, clips, target_N, plan, task=config.task, some=bool(config.only))
         initial = _initial(config, clips, folds)
         experiment = Experiment(
             name=config.name,

@@ -217,12 +217,16 @@ def ensure_folds(
     plan: FoldPlan,
     *,
     task: str = "quality",
+    some: bool = False,
 ) -> Folds:
     """The folds of this name: made and written by the first who asks, read by everyone after.
 
-    Parameters as for `make_folds`. The table must be there (`TableRoot.ensure`). Raises FoldError, and SetDiffers (an
-    argument's fault: the message says what differs) where the name stands for other clips, labels or another plan.
+    Parameters as for `make_folds`. The table must be there (`TableRoot.ensure`). With `some` the folds of the name may hold more
+    clips than these: each of these is in the part that it has there, so that a model of some clips is judged on patients whom a
+    model of all held out, too. Raises FoldError, and SetDiffers (an argument's fault: the message says what differs) where the
+    name stands for other clips, labels or another plan.
     """
+    target_N = np.asarray(target, np.bool_)
     stored = _stored(root, name)
     if stored is None:
         folds = make_folds(clips, target, plan, name=name, task=task)
@@ -230,9 +234,19 @@ def ensure_folds(
             write_set(root, "folds", folds.rows, fold_set=name)
         stored = _stored(root, name)
         assert stored is not None
-    if stored.digest != _digest(clips, np.asarray(target, np.bool_), plan, task):
-        raise SetDiffers(_difference(stored, clips, np.asarray(target, np.bool_), plan, task))
-    return stored
+    if stored.digest == (digest := _digest(clips, target_N, plan, task)):
+        return stored
+    within = stored.rows.filter(pc.is_in(stored.rows["clip_id"], clips["clip_id"].combine_chunks()))
+    part = Folds(name, stored.task, stored.plan, digest, within)
+    if not (some and within.num_rows and _digest(*_divided(part), stored.plan, stored.task) == digest):
+        raise SetDiffers(_difference(stored, clips, target_N, plan, task))
+    for fold in part:
+        for who, rows in (("training", fold.train), ("validation", fold.validation)):
+            target_P = np.asarray(rows["target"].to_pylist(), np.bool_)
+            _need_both(target_P, f"fold {fold.number} of {name}: its {who} part of these clips")
+        if not len(fold.test):
+            raise FoldError(f"fold {fold.number} of {name} has none of these clips under test: take another --fold-set")
+    return part
 
 
 def read_folds(root: TableRoot, name: str) -> Folds:
@@ -374,9 +388,15 @@ def _by_clip(clips: pa.Table, target: list[bool]) -> dict[str, tuple[tuple[str, 
     return {names[0]: (names, hit) for names, hit in zip(_names(clips), target, strict=True)}
 
 
+def _divided(folds: Folds) -> tuple[pa.Table, NDArray[np.bool_]]:
+    """The clips that folds divide, and their targets."""
+    first = folds.rows.slice(0, len(folds.rows) // folds.num_folds)
+    return first, np.asarray(first["target"].to_pylist(), np.bool_)
+
+
 def _difference(stored: Folds, clips: pa.Table, target_N: NDArray[np.bool_], plan: FoldPlan, task: str) -> str:
-    first = stored.rows.slice(0, len(stored.rows) // stored.num_folds)
-    before = _by_clip(first, first["target"].to_pylist())
+    first, before_N = _divided(stored)
+    before = _by_clip(first, before_N.tolist())
     now = _by_clip(clips, target_N.tolist())
     both = before.keys() & now.keys()
     told = {

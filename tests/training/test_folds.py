@@ -210,6 +210,35 @@ def test_a_name_stands_for_its_clips_labels_and_plan(root: TableRoot) -> None:
         ensure_folds(root, "f", table, target, FoldPlan(), task="calcium")
 
 
+def test_some_of_the_clips_keep_their_parts(root: TableRoot) -> None:
+    table = clips(20)
+    target = unsatisfactory(table)
+    every = ensure_folds(root, "f", table, target, FoldPlan())
+    chosen = np.array([study is not None for study in table["study_id"].to_pylist()])
+    some = table.filter(pa.array(chosen))
+    part = ensure_folds(root, "f", some, target[chosen], FoldPlan(), some=True)
+    assert part.digest != every.digest
+    assert len(part.rows) == 5 * chosen.sum()
+    for fold, whole in zip(part, every, strict=True):
+        for rows, all_rows in ((fold.train, whole.train), (fold.validation, whole.validation), (fold.test, whole.test)):
+            assert rows.equals(all_rows.filter(pc.is_valid(all_rows["study_id"])))
+    assert ensure_folds(root, "f", some, target[chosen], FoldPlan(), some=True).digest == part.digest
+    assert root.open("folds").to_pyarrow_table(filters=[("fold_set", "=", "f")]).num_rows == 5 * 120
+
+    turned = target[chosen].copy()
+    turned[:2] = ~turned[:2]
+    more = clips(21)
+    for clips_now, target_now, message in ((some, turned, "2 other labels"), (more, unsatisfactory(more), "6 new clips")):
+        with pytest.raises(SetDiffers, match=message):
+            ensure_folds(root, "f", clips_now, target_now, FoldPlan(), some=True)
+    one_class = table.filter(pa.array(target))
+    with pytest.raises(FoldError, match="fold 0 of f: its training part of these clips has no negative clip"):
+        ensure_folds(root, "f", one_class, target[target], FoldPlan(), some=True)
+    patient = pc.equal(table["patient_id"], "p005")
+    with pytest.raises(FoldError, match=r"of f: its .* part of these clips has no|of f has none of these clips under test"):
+        ensure_folds(root, "f", table.filter(patient), target[patient.to_numpy()], FoldPlan(), some=True)
+
+
 @pytest.mark.slow
 def test_of_drivers_that_start_at_once_all_get_the_same_folds(root: TableRoot, tmp_path: Path) -> None:
     program = f"""
